@@ -73,7 +73,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:
             task.cancel()
-            with suppress(asyncio.CancelledError, SessionError):  # the loop raises it, too
+            with suppress(asyncio.CancelledError, SessionError, OSError):  # the loop raises it, too
                 await task
 
 
@@ -102,7 +102,6 @@ async def _wait_for_stall(session: Session, seconds: float) -> None:
 
 async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
     """Record what other processes ask of this night, unless it would change nothing."""
-    take_controls(session.path.parent)  # of a life before: out of date
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         for control in take_controls(session.path.parent):

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.cli.options import ExitCode
 from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
+from orchestrator.session.inbox import Control, send_control
 from tests.test_cli import opened, runs_of, wait_for_line, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
 
@@ -126,6 +127,7 @@ def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
     assert life.returncode == 130
     wait_until(lambda: not runs_of(place))
 
+    send_control(place / "sessions/night", Control(action="stop"))  # of the life before: out of date
     done = orchestrate(place, "resume", "night")
     assert done.returncode == 0, done.stdout + done.stderr
     assert opened(place).state.ended == "1 experiment is done"

@@ -164,7 +164,6 @@ def test_a_stop_by_the_inbox_is_one_ctrl_c(tmp_path):
     async def go():
         session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
         session.write("", started())
-        send_control(session.path.parent, Control(action="stop"))  # by a life before: out of date
 
         async def ask():
             await asyncio.sleep(300)

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -12,6 +14,29 @@ from orchestrator.core import events as ev
 from orchestrator.session.store import SCHEMA, Session, SessionError
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
+from tests.workplace import environment
+
+FULL_WHILE_WRITTEN_ANEW = """
+import asyncio, os, resource, signal
+from pathlib import Path
+from orchestrator.core.events import GuidanceChanged
+from orchestrator.session.store import Session
+
+path = Path("{path}")
+session = Session(path)
+size = path.stat().st_size
+with path.open("r+b") as file:
+    file.seek(size // 2)
+    file.write(os.urandom(9000))
+
+def make_room(text):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+session.say = make_room
+resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+asyncio.run(session.append("", GuidanceChanged(text="x")))
+session.close()
+"""
 
 
 @pytest.fixture
@@ -43,6 +68,40 @@ async def test_a_lock_of_another_program_is_waited_for_while_everything_else_goe
     assert guidance(session) == texts, "in the order of the calls"
     assert len(session.said) == 1
     assert "database is locked" in session.said[0]
+
+
+def test_its_file_alone_holds_all_of_it_though_another_program_reads_it(session):
+    session.write("", ev.GuidanceChanged(text="try muon"))
+    with closing(sqlite3.connect(session.path)) as reader:
+        reader.execute("select * from events").fetchall()
+        session.close()
+        alone = shutil.copy(session.path, session.path.with_name("alone.db"))
+        with closing(Session(session.path.with_name(alone.name), read_only=True)) as read:
+            assert [record.event.text for record in read.records[1:]] == ["try muon"]
+
+
+def test_what_was_read_before_is_not_taken_for_a_part_of_another_fork(session):
+    for n in range(9):
+        session.write("", ev.GuidanceChanged(text=str(n)))
+    longer = session.fork(session.path.with_name("longer.db"), 8)
+    with closing(longer), closing(session.fork(session.path.with_name("shorter.db"), 4)) as shorter:
+        shorter.write("", ev.GuidanceChanged(text="another"))
+        with closing(Session(shorter.path, read_only=True, known=longer)) as read:
+            assert read.records == shorter.records
+        with closing(Session(session.path, read_only=True, known=longer)) as read:
+            assert read.records == session.records
+
+
+async def test_what_cannot_be_written_anew_replaces_nothing(session):
+    """The disk has room for a part of it only; then for all."""
+    for n in range(40):
+        session.write("", ev.GuidanceChanged(text=f"{n} " * 3_000))
+    code = FULL_WHILE_WRITTEN_ANEW.format(path=str(session.path))
+    session.close()
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [text.split()[0] for text in guidance(session)] == [*map(str, range(40)), "x"]
+    assert {path.name for path in session.path.parent.iterdir()} <= {f"session.db{end}" for end in ("", "-wal", "-shm")}
 
 
 async def test_a_full_disk_is_waited_for(session):

@@ -4,6 +4,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
+from orchestrator.session.inbox import take_controls
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare import profiles
@@ -143,6 +145,7 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="nam
     path = options.find_session(name)
     options = options.recall(path.parent, context)
     with hold_session(path.parent):
+        take_controls(path.parent)  # those of a life before are out of date
         session = Session(path)
         own = session.state.session
         options = replace(options, search=own.search)
@@ -193,7 +196,12 @@ def _start_fork(
     night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
-    _begin(night, forked, lambda path: old.fork(path, at))
+
+    def copy(path: Path) -> Session:
+        with closing(old):  # a night that still runs could not put all into its file while we read it
+            return old.fork(path, at)
+
+    _begin(night, forked, copy)
 
 
 def trial(

@@ -30,8 +30,10 @@ def send_control(folder: Path, control: Control) -> None:
 
 def take_controls(folder: Path) -> list[Control]:
     """Return and delete the requests of the session in that folder, oldest first; what is none is deleted, too."""
-    found: list[Control] = []
-    for path in sorted((folder / INBOX).glob("[!.]*.json")):
+    found, paths = list[Control](), list[Path]()
+    with suppress(OSError):
+        paths = sorted((folder / INBOX).glob("[!.]*.json"))
+    for path in paths:
         with suppress(OSError, ValidationError):
             text = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_REQUEST else b""
             path.unlink()  # first: what cannot be deleted would be taken again and again

@@ -71,8 +71,9 @@ class Session(Log):
         """Tells the user why the night waits, or what is lost."""
         try:
             self.db = _create(path) if create else _open(path, read_only)
-            begun = self.db.execute("select at from events where seq = 0").fetchone()
-            if known and begun == (known.records[0].at,):
+            last = known.records[-1] if known else None
+            same = "select at from events where seq = ?"  # two forks have their beginning in common
+            if known and last and self.db.execute(same, (last.seq,)).fetchone() == (last.at,):
                 self.records, self.state = list(known.records), known.state
             if not create:
                 self._load()
@@ -93,7 +94,7 @@ class Session(Log):
                 try:
                     return self.write(task_id, *events, last=last)
                 except SessionError as error:
-                    if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
+                    if isinstance(error.__cause__, sqlite3.IntegrityError) or self.clock() > deadline:
                         raise
                     if not said:
                         self.say(f"{self.path} cannot be written ({error.__cause__}): make it so; training goes on")
@@ -123,6 +124,8 @@ class Session(Log):
         """Close the file; a running session's is left whole, whatever another program has done to it."""
         with suppress(sqlite3.Error, OSError):
             self._repair()
+            if self.marks:  # while another program reads the file, SQLite would leave what is new beside it
+                self.db.execute("pragma wal_checkpoint(truncate)")
         self.db.close()
 
     def _read_text(self, name: Digest) -> str:
@@ -145,13 +148,14 @@ class Session(Log):
         try:
             self._repair()
             _write_rows(self.db, records, put)
-            self.marks = self._read_marks()
         except (sqlite3.Error, OSError) as error:
             safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
             raise SessionError(f"{self.path} cannot be written: {error}{safe}") from error
         self.packed |= put
         self.texts.clear()
         self.fold(*records)
+        with suppress(OSError):  # the events are there; the next write looks closer
+            self.marks = self._read_marks()
 
     def _read_marks(self) -> list[tuple[int, int, int]]:
         """Return inode, size and time of change of the file, of its -wal, and of its -shm, which is always changing."""
@@ -189,6 +193,7 @@ class Session(Log):
     def _rewrite(self) -> None:
         """Write a new file, put it in its place, and open it. Raises SQLite's errors and OSError."""
         with open_replacement(self.path) as part, closing(_create(part)) as copy:
+            copy.execute("pragma journal_mode = delete")  # all goes into the one file, or is an error
             _write_rows(copy, self.records, self.packed)
             self.db.close()
             for end in ("-wal", "-shm"):  # before the new file is there, which they do not belong to
