@@ -117,7 +117,10 @@ def test_what_the_filter_says():
     refuse = seccomp.REFUSE
     assert run(code, 0) == seccomp.ALLOW  # read
     assert run(code, 101) == refuse | errno.EPERM  # ptrace
-    assert run(code, 41) == refuse | errno.EPERM  # socket
+    assert [run(code, call) for call in (41, 42, 49)] == [refuse | errno.EPERM] * 3  # socket, connect, bind
+    pairs = ((1, 0x80001), (1, 0x80002), (1, 5), (2, 1))  # for streams, datagrams and packets; not local
+    found = [run(code, 53, argument=family, second=kind) == seccomp.ALLOW for family, kind in pairs]
+    assert found == [1, 0, 0, 0]
     assert run(code, 91) == refuse  # fchmod
     assert run(code, 435) == refuse | errno.ENOSYS  # clone3
     assert run(code, 56, argument=0x11) == seccomp.ALLOW  # clone: a process

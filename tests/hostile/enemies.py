@@ -573,6 +573,15 @@ PEEKS = [
         "except OSError: pass\n",
         "without",
     ),
+    Enemy(
+        "sends letters by a pair of sockets",
+        "import socket\nfor kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET):\n"
+        "    for how in (lambda s: s.sendto(b'hush', 'WORLD/letterbox'),"
+        " lambda s: (s.connect('WORLD/letterbox'), s.send(b'hush'))):\n"
+        "        try: how(socket.socketpair(socket.AF_UNIX, kind)[0])\n        except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
 ]
 HARM = [
     Enemy("rewrites git hooks", grab("open('WORLD/.git/hooks/pre-commit', 'w').write('evil')"), "without", quick=True),
