@@ -121,6 +121,7 @@ def test_what_the_filter_says():
     pairs = ((1, 0x80001), (1, 0x80002), (1, 5), (2, 1))  # for streams, datagrams and packets; not local
     found = [run(code, 53, argument=family, second=kind) == seccomp.ALLOW for family, kind in pairs]
     assert found == [1, 0, 0, 0]
+    assert {run(code, call) for call in (*range(29, 32), *range(64, 72))} == {refuse | errno.EPERM}  # memory of others
     assert run(code, 91) == refuse  # fchmod
     assert run(code, 435) == refuse | errno.ENOSYS  # clone3
     assert run(code, 56, argument=0x11) == seccomp.ALLOW  # clone: a process
