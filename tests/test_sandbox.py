@@ -143,6 +143,7 @@ def test_what_the_filter_says():
     assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
     assert run(code, 57) == seccomp.ALLOW  # fork
+    assert run(code, 203) == refuse  # sched_setaffinity: it keeps the cores that it was given
     assert run(code, 319) == run(code, 335) == refuse | errno.EPERM  # memfd_create, and a number of no call
     assert run(code, 470) == refuse | errno.ENOSYS  # newer than the table
 

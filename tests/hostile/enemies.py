@@ -629,7 +629,9 @@ HARM = [
         "    if not libc.prlimit(pid, 0, limit, None): print('GOT IT limit')\n"
         "    if not libc.setpriority(0, pid, 19): print('GOT IT priority')\n"
         "    if not libc.sched_setscheduler(pid, 5, bytes(4)): print('GOT IT scheduler')\n"
-        "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n",
+        "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n"
+        "cores = os.sched_getaffinity(0)\nos.sched_setaffinity(0, {max(cores)})\n"
+        "if os.sched_getaffinity(0) != cores: print('GOT IT cores')\n",
         "without",
         quick=True,
     ),
