@@ -15,7 +15,7 @@ from orchestrator.core.events import Crashed, Failed, Granted, Point, Postmortem
 from orchestrator.core.state import fold
 from subagents import reflector
 from subagents.agent import ask
-from subagents.logs import FENCE, LINE, extract_frames, fence, quote, split_lines
+from subagents.logs import FENCE, LINE, clean, extract_frames, fence, quote, split_lines
 from subagents.prompts import load_prompts
 from subagents.tools import RESULT_BYTES, ToolCall
 from tests import synthetic
@@ -142,6 +142,20 @@ def test_tools_on_a_hostile_log_stay_capped_and_fenced(log):
         assert len(result.text.encode()) <= RESULT_BYTES
         assert not any("IGNORE" in line for line in outside_the_fence(result.text))
         assert not any(c in result.text for c in "\x1b\x00\x07\x9b\u202e\u200b\r")
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        *(("\u00ad", "\u00ad"), ("\u034f", "\u034f"), ("\u061c", "\u061c"), ("\u115f", "\u1160")),
+        *(("\u17b4", "\u17b5"), ("\u180b", "\u180f"), ("\u200b", "\u200f"), ("\u2060", "\u206f")),
+        *(("\u3164", "\u3164"), ("\ufe00", "\ufe0f"), ("\uffa0", "\uffa0"), ("\ufff0", "\ufff8")),
+        *(("\U0001bca0", "\U0001bca3"), ("\U0001d173", "\U0001d17a"), ("\U000e0000", "\U000e0fff")),
+    ],
+)
+def test_what_people_cannot_see_no_model_reads(first, last):
+    hidden = "".join(map(chr, range(ord(first), ord(last) + 1)))
+    assert [clean(f"a{letter}é한") for letter in hidden] == ["aé한"] * len(hidden)
 
 
 @given(st.lists(st.text(max_size=60), max_size=30))

@@ -333,8 +333,22 @@ FILES = {
 }
 
 
-async def test_a_candidate_cannot_change_its_judge(tmp_path):
-    cheat = "open('evaluation.py', 'w').write('def judge(x): return 0'); print('METRIC val_bpb=0')"
+ANEW = """import os
+os.rename('{0}', '{0}.old')
+os.makedirs('deep/er', exist_ok=True)
+open('deep/er/file.txt', 'w').write('y')
+print('METRIC val_bpb=0')
+"""
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "open('evaluation.py', 'w').write('def judge(x): return 0'); print('METRIC val_bpb=0')",
+        *(ANEW.format(name) for name in ("deep/er/file.txt", "deep/er", "deep")),
+    ],
+)
+async def test_a_candidate_cannot_change_its_judge(tmp_path, cheat):
     try:
         sandboxes = [NoSandbox(), select_sandbox()]
     except NoSandboxError:
@@ -343,7 +357,7 @@ async def test_a_candidate_cannot_change_its_judge(tmp_path):
         bench = Bench(tmp_path / str(number), "print('METRIC val_bpb=1')", FILES)
         outcome = await bench.run(sandbox, source=cheat)
         assert outcome.kind == "crashed"
-        assert outcome.failure == "disqualified" or "Read-only" in outcome.message
+        assert outcome.failure == "disqualified" or re.search("Read-only|busy", outcome.message), outcome.message
         assert (await bench.run(sandbox)).val_bpb == 1
 
 

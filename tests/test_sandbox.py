@@ -117,7 +117,11 @@ def test_what_the_filter_says():
     refuse = seccomp.REFUSE
     assert run(code, 0) == seccomp.ALLOW  # read
     assert run(code, 101) == refuse | errno.EPERM  # ptrace
-    assert run(code, 41) == refuse | errno.EPERM  # socket
+    assert [run(code, call) for call in (41, 42, 49)] == [refuse | errno.EPERM] * 3  # socket, connect, bind
+    pairs = ((1, 0x80001), (1, 0x80002), (1, 5), (2, 1))  # for streams, datagrams and packets; not local
+    found = [run(code, 53, argument=family, second=kind) == seccomp.ALLOW for family, kind in pairs]
+    assert found == [1, 0, 0, 0]
+    assert {run(code, call) for call in (*range(29, 32), *range(64, 72))} == {refuse | errno.EPERM}  # memory of others
     assert run(code, 91) == refuse  # fchmod
     assert run(code, 435) == refuse | errno.ENOSYS  # clone3
     assert run(code, 56, argument=0x11) == seccomp.ALLOW  # clone: a process
@@ -139,6 +143,7 @@ def test_what_the_filter_says():
     assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
     assert run(code, 57) == seccomp.ALLOW  # fork
+    assert run(code, 203) == refuse  # sched_setaffinity: it keeps the cores that it was given
     assert run(code, 319) == run(code, 335) == refuse | errno.EPERM  # memfd_create, and a number of no call
     assert run(code, 470) == refuse | errno.ENOSYS  # newer than the table
 

@@ -127,9 +127,15 @@ async def test_a_fault_of_the_gpu_is_not_the_candidates(bench):  # noqa: F811
     slot = Slot(bench.folder / "gpu.lock", devices="GPU-1")
     runner = bench.runner(slot=slot)
     broken = "raise RuntimeError('CUDA error: uncorrectable ECC error encountered')"
-    outcomes = [await runner.run(GRANTED.model_copy(update={"experiment": n}), broken) for n in (7, 7, 8)]
-    assert [outcome.kind for outcome in outcomes] == ["aborted"] * 3
-    assert outcomes[-1].quarantined
+
+    async def look(*experiments):
+        outcomes = [await runner.run(GRANTED.model_copy(update={"experiment": n}), broken) for n in experiments]
+        return [outcome.kind == "aborted" and outcome.quarantined for outcome in outcomes]
+
+    assert await look(7, 7, 7, 7) == [False] * 4, "one script may be broken, and say what it likes"
+    assert await look(8, 9) == [False, True]
+    assert (await runner.run(GRANTED.model_copy(update={"experiment": 10}), HONEST)).kind == "scored"
+    assert await look(7, 8, 9) == [False, False, True], "it is counted anew once a run has ended well"
     on_a_cpu = await bench.run(broken)
     assert on_a_cpu.kind == "crashed"
 

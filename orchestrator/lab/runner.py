@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,8 @@ MAX_EXCUSES = 2
 takes too much memory would be run, and killed, until the session gives up."""
 DRAFT = -1  # stands for an experiment in the run of a source that is not trained, and ends where its training begins
 MAX_DEVICE_FAULTS = 3
-"""Faults of a GPU without a run that ended well between them, after which nothing is started there."""
+"""Experiments that a GPU's faults ended, without a run that ended well between them, after which nothing is started
+there. One script could print such a message each time. A GPU that is not free counts each time: no script says so."""
 
 
 @dataclass(slots=True)
@@ -112,7 +113,8 @@ class BaseRunner(ABC, Generic[S]):
     aborted: int = 0  # runs in a row that the machine ended
     excuses: Counter[int] = field(default_factory=Counter[int])
     """Runs in a row that were excused, by experiment."""
-    faults: Counter[int] = field(default_factory=Counter[int])  # faults of the GPU, by slot
+    faults: defaultdict[int, set[object]] = field(default_factory=lambda: defaultdict(set))
+    """By slot, the experiments that faults of its GPU ended, and an object for each fault that no script caused."""
 
     @property
     def runs(self) -> Path:
@@ -135,12 +137,14 @@ class BaseRunner(ABC, Generic[S]):
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
-            self.faults[granted.slot] += bool(slot.devices and DEVICE_FAULT.search(reason))
-            if is_sick := self.faults[granted.slot] >= MAX_DEVICE_FAULTS:
+            if slot.devices and DEVICE_FAULT.search(reason):
+                self.faults[granted.slot].add(granted.experiment if error.__cause__ else object())
+            if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:
                 reason = f"{slot.devices} is sick, and is not used any more: {reason}"
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason, quarantined=is_sick)
         self.aborted = self.excuses[granted.experiment] = 0
-        self.faults[granted.slot] *= isinstance(outcome, ev.Crashed)
+        if not isinstance(outcome, ev.Crashed):
+            self.faults[granted.slot].clear()
         return outcome
 
     async def _evaluate(self, run: Attempt) -> ev.Scored | ev.Crashed | ev.Pruned:

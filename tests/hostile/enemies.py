@@ -573,6 +573,15 @@ PEEKS = [
         "except OSError: pass\n",
         "without",
     ),
+    Enemy(
+        "sends letters by a pair of sockets",
+        "import socket\nfor kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET):\n"
+        "    for how in (lambda s: s.sendto(b'hush', 'WORLD/letterbox'),"
+        " lambda s: (s.connect('WORLD/letterbox'), s.send(b'hush'))):\n"
+        "        try: how(socket.socketpair(socket.AF_UNIX, kind)[0])\n        except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
 ]
 HARM = [
     Enemy("rewrites git hooks", grab("open('WORLD/.git/hooks/pre-commit', 'w').write('evil')"), "without", quick=True),
@@ -620,7 +629,9 @@ HARM = [
         "    if not libc.prlimit(pid, 0, limit, None): print('GOT IT limit')\n"
         "    if not libc.setpriority(0, pid, 19): print('GOT IT priority')\n"
         "    if not libc.sched_setscheduler(pid, 5, bytes(4)): print('GOT IT scheduler')\n"
-        "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n",
+        "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n"
+        "cores = os.sched_getaffinity(0)\nos.sched_setaffinity(0, {max(cores)})\n"
+        "if os.sched_getaffinity(0) != cores: print('GOT IT cores')\n",
         "without",
         quick=True,
     ),

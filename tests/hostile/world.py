@@ -2,7 +2,7 @@
 
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +98,10 @@ class World:
             yield "something is left"
         if process.poll() is not None:
             yield "it ended another process"
-        try:
-            letters.recv(1)
-            yield "a letter arrived"
-        except BlockingIOError:
-            pass
+        for box in letters:
+            with suppress(BlockingIOError):
+                box.recv(1)
+                yield "a letter arrived"
 
     def _look(self):
         """All files but the lab's own, byte by byte."""
@@ -112,12 +111,13 @@ class World:
 
 @contextmanager
 def _bystanders(folder: Path):
-    """Two sockets on one port, one in a folder, and a process with a secret."""
-    path = folder / "socket"
+    """Two sockets on one port, two in a folder, and a process with a secret."""
+    path, box = folder / "socket", folder / "letterbox"
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as letters,
         socket.socket(socket.AF_UNIX) as local,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local_letters,
         subprocess.Popen(["cat"], env={"SECRET": "hush"}, stdin=subprocess.PIPE) as process,
     ):
         port = server.getsockname()[1]
@@ -125,6 +125,9 @@ def _bystanders(folder: Path):
         letters.setblocking(False)
         local.bind(str(path))
         local.listen()
-        yield port, letters, process
+        local_letters.bind(str(box))
+        local_letters.setblocking(False)
+        yield port, (letters, local_letters), process
         process.stdin.close()
     path.unlink()
+    box.unlink()

@@ -39,9 +39,26 @@ class Bubblewrap:
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
         argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
-        argv += _lay(command.folder, command.protected)
+        kept = command.protected and {at for path in command.protected for at in (path, *path.parents)}
+        argv += self._lay(command.folder, kept)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
+
+    def _lay(self, folder: Path, kept: Collection[Path] | None) -> Iterator[str]:
+        """Yield what binds the files that were laid out, read-only if `kept`, in folders that can be written to.
+
+        A folder that holds many is bound read-only as a whole. One that is `kept`, since protected files lie in it, is
+        a mount of its own: any other could be renamed, with all mounts in it, and made anew.
+        """
+        for entry in sorted(folder.iterdir()):
+            if entry.is_symlink():
+                yield from ("--symlink", str(entry.readlink()), str(entry))
+            elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
+                yield from self.tmpfs if kept and entry in kept else ("--dir",)
+                yield from (str(entry), *self._lay(entry, kept))
+            else:
+                is_free = kept is not None and entry.is_file() and entry not in kept
+                yield from ("--bind" if is_free else "--ro-bind", str(entry), str(entry))
 
 
 def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
@@ -53,18 +70,6 @@ def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
     for path in facts:
         yield from ("--ro-bind-try", str(path), str(path))
     yield from ("--remount-ro", "/proc/sys")
-
-
-def _lay(folder: Path, protected: Collection[Path] | None) -> Iterator[str]:
-    """Yield what binds the files that were laid out read-only, in folders that can be written unless they hold many."""
-    for entry in sorted(folder.iterdir()):
-        if entry.is_symlink():
-            yield from ("--symlink", str(entry.readlink()), str(entry))
-        elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
-            yield from ("--dir", str(entry), *_lay(entry, protected))
-        else:
-            is_free = protected is not None and entry.is_file() and entry not in protected
-            yield from ("--bind" if is_free else "--ro-bind", str(entry), str(entry))
 
 
 def _bind(place: Path, hidden: Collection[Path]) -> list[str]:

@@ -49,7 +49,7 @@ def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -
     column, calls = _MACHINES[machine], list_calls(machine)
     answers = ANSWERS | dict.fromkeys(LEVELS[: LEVELS.index(grants) + 1], ALLOW)
     known = {number: answers[word] for number, word in calls.values() if word in answers}
-    for name in () if sockets else ("socket", "bind"):
+    for name in () if sockets else ("socket", "bind", "connect"):
         known.pop(calls[name][0], None)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
