@@ -238,6 +238,19 @@ def test_no_document_of_an_exam_is_in_a_file_that_training_code_can_read(sandbox
     assert found == []
 
 
+@pytest.mark.parametrize("folders", [15, 150])
+def test_thousands_of_files_fit_into_a_command(tmp_path, folders):
+    """bwrap takes 9,000 words."""
+    for number in range(3_000):
+        folder = tmp_path / f"{number % folders}" / "deeper"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}").touch()
+    command = Bubblewrap().wrap(Command(("true",), {}, tmp_path, (), protected=[tmp_path / "0/deeper/0"]))
+    os.close(command.fds[-1])
+    assert len(command.argv) < 9_000
+    assert {str(tmp_path / f"{number}") for number in range(folders)} <= {*command.argv}
+
+
 def test_landlock_shows_everything_beside_what_is_hidden(tmp_path):
     for name in ("lib/site-packages/hush/a", "lib/site-packages/torch/b", "lib/c", "bin/d"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,9 @@ from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command
 
 NOBODY = "65534"  # user and group inside, where root has started it
-MANY = 300  # entries from which on a folder is bound as a whole: each takes a mount of its own
+MANY, MOST_WORDS = 300, 8_000
+"""Entries from which on a folder is bound as a whole, since each takes a mount of its own; fewer where all of them
+would take more words than these: bwrap takes 9,000."""
 
 
 class Bubblewrap:
@@ -40,22 +42,25 @@ class Bubblewrap:
             argv += ["--dev-bind-try", node, node]
         argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
         kept = command.protected and {at for path in command.protected for at in (path, *path.parents)}
-        argv += self._lay(command.folder, kept)
+        many = MANY
+        while len(laid := [*self._lay(command.folder, kept, many)]) > MOST_WORDS and many > 1:
+            many //= 2
+        argv += laid
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
-    def _lay(self, folder: Path, kept: Collection[Path] | None) -> Iterator[str]:
+    def _lay(self, folder: Path, kept: Collection[Path] | None, many: int) -> Iterator[str]:
         """Yield what binds the files that were laid out, read-only if `kept`, in folders that can be written to.
 
-        A folder that holds many is bound read-only as a whole. One that is `kept`, since protected files lie in it, is
-        a mount of its own: any other could be renamed, with all mounts in it, and made anew.
+        A folder of `many` entries is bound read-only as a whole. One that is `kept`, since protected files lie in it,
+        is a mount of its own: any other could be renamed, with all mounts in it, and made anew.
         """
         for entry in sorted(folder.iterdir()):
             if entry.is_symlink():
                 yield from ("--symlink", str(entry.readlink()), str(entry))
-            elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
+            elif entry.is_dir() and len(list(islice(entry.rglob("*"), many))) < many:
                 yield from self.tmpfs if kept and entry in kept else ("--dir",)
-                yield from (str(entry), *self._lay(entry, kept))
+                yield from (str(entry), *self._lay(entry, kept, many))
             else:
                 is_free = kept is not None and entry.is_file() and entry not in kept
                 yield from ("--bind" if is_free else "--ro-bind", str(entry), str(entry))
