@@ -137,7 +137,8 @@ for name in (*load(data).files, MANIFEST_FILE) if not attempt.report()[1] else (
         os._exit(9)
     attempt.receive(name, (data / name).read_bytes(), True)
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
-attempt.train(partial(build_runner, profile, ScriptTree(), 1), granted, Path("train.py").read_text(), 0, False, True)
+source = "import time; time.sleep(600)" if until == "train" else Path("train.py").read_text()
+attempt.train(partial(build_runner, profile, ScriptTree(), 1), granted, source, 0, False, True)
 while until == "train" and not attempt.folder.joinpath("claims").is_symlink():
     attempt.report()
 if until == "train":
