@@ -46,8 +46,9 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
-        fitted = self.fit(own)
+        commit = await self._attempt(self.repo.get_head)
+        own = await self._attempt(self.repo.read_source, commit)
+        fitted = await self._attempt(self.fit, own)
         if self.origin:
             origin, best = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"

@@ -53,10 +53,13 @@ class RepoError(UserError):
 class Repo:
     """The files that candidates change in their repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str, task: Task = EXAMINED) -> None:
-        """Find the repository around `script`, beside which the task's paths begin. Raises RepoError."""
+    def __init__(self, script: Path, session: str, task: Task = EXAMINED, begins: str = "") -> None:
+        """Find the repository around `script`, beside which the task's paths begin. Raises RepoError.
+
+        The session `begins` at that commit, or at HEAD, which the user may move.
+        """
         self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
-        self.home, self.session = script.parent, session
+        self.home, self.session, self.begins = script.parent, session, begins
         self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""  # why the branch is not at the last keep, and what to do about it; empty if it is
@@ -93,8 +96,8 @@ class Repo:
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
-        """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
-        if commit := self._resolve("HEAD"):
+        """Return the commit where the session begins, or HEAD's, detached or not. Raises RepoError if there is none."""
+        if commit := self.begins or self._resolve("HEAD"):
             return commit
         raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
 
