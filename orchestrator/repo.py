@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
 """The environment that git runs in, besides PATH."""
+TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
 def write_git(script: Path, *words: str) -> str:
@@ -59,7 +60,7 @@ class Repo:
         The session `begins` at that commit, or at HEAD, which the user may move.
         """
         self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
-        self.home, self.session, self.begins = script.parent, session, begins
+        self.home, self.session, self.begins, self.timeout = script.parent, session, begins, TIMEOUT
         self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""  # why the branch is not at the last keep, and what to do about it; empty if it is
@@ -340,7 +341,10 @@ class Repo:
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
+                timeout=self.timeout,
             )
+        except subprocess.TimeoutExpired as error:
+            raise RepoError(f"git {arguments[0]} did not end in {self.timeout / 60:g} minutes") from error
         except OSError as error:
             if not self.folder.is_dir():
                 raise RepoError(f"{self.home} is not a folder") from error
