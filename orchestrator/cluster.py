@@ -108,10 +108,10 @@ class RemoteAttempt:
         self.heard, self.points, self.held = time.monotonic(), list[tuple[ev.Point, float]](), ExitStack()
         self.pool, self.training = ThreadPoolExecutor(1), cast("Future[Result] | None", None)
         self.held.enter_context(hold_lock(self.folder.with_name(f"{name}.lock")))
-        _clear(self.folder)  # of an attempt of the same name, which was ended
+        _erase(self.folder)  # of an attempt of the same name, which was ended
         for lock in self.folder.parent.glob("*.lock"):
             with suppress(LockedError), hold_lock(lock):  # its process is gone
-                _clear(lock.with_suffix(""))
+                _erase(lock.with_suffix(""))
                 lock.unlink()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -158,7 +158,7 @@ class RemoteAttempt:
         os._exit(0)
 
 
-def _clear(folder: Path) -> None:
+def _erase(folder: Path) -> None:
     """Remove what an attempt left: its processes and its folder."""
     guardian.kill_all(partial(guardian.find_tagged, f"{folder}/"))
     remove_folder(folder)

@@ -334,15 +334,15 @@ class Runner(BaseRunner[Scorer]):
 def remove_folder(folder: Path) -> None:
     """Remove a folder that hostile code has filled, whatever its depth and permissions."""
     if folder.exists():
-        _call("chmod", "-R", "u+rwx", "--", folder)
-        _call("rm", "-rf", "--", folder)
+        _read_output("chmod", "-R", "u+rwx", "--", folder)
+        _read_output("rm", "-rf", "--", folder)
 
 
 def _measure(folder: Path, unit: str = "-k") -> int:
     """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
-    return int((_call("du", "-s", unit, "--", folder).split() or [b"0"])[0])
+    return int((_read_output("du", "-s", unit, "--", folder).split() or [b"0"])[0])
 
 
-def _call(*words: str | Path) -> bytes:
+def _read_output(*words: str | Path) -> bytes:
     """Return what a command prints. It is in a group of its own, so that Ctrl-C does not reach it."""
     return subprocess.run(words, check=False, capture_output=True, process_group=0).stdout
