@@ -42,6 +42,7 @@ from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import read_values, with_originals
+from prepare.files import list_by_age
 from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
@@ -223,7 +224,7 @@ class Preflight:
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
         """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
         if self.options.fit is None and self.options.memory and not self.profile:
-            found = sorted(self.options.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
+            found = list_by_age(self.options.sessions.glob(f"[!.]*/{PLACES}"))
             told = [at for at in map(self.options.recall, (path.parent for path in found)) if at.fit is not None]
             fit = {at.script.resolve(): at.fit for at in told}.get(self.options.script.resolve())
             question = f"Train with those of profile {self.manifest.profile}?"
