@@ -107,11 +107,11 @@ class RemoteAttempt:
         self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
         self.heard, self.points, self.held = time.monotonic(), list[tuple[ev.Point, float]](), ExitStack()
         self.pool, self.training = ThreadPoolExecutor(1), cast("Future[Result] | None", None)
-        self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
+        self.held.enter_context(hold_lock(self.folder.with_name(f"{name}.lock")))
+        _erase(self.folder)  # of an attempt of the same name, which was ended
         for lock in self.folder.parent.glob("*.lock"):
             with suppress(LockedError), hold_lock(lock):  # its process is gone
-                guardian.kill_all(partial(guardian.find_tagged, f"{lock.with_suffix('')}/"))
-                remove_folder(lock.with_suffix(""))
+                _erase(lock.with_suffix(""))
                 lock.unlink()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -122,12 +122,12 @@ class RemoteAttempt:
         points, self.points = self.points, []
         return f"{socket.gethostname()}:{self.data}", (self.data / MANIFEST_FILE).exists(), points, result
 
-    def receive(self, name: str, piece: bytes) -> None:
-        """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
+    def receive(self, name: str, piece: bytes, first: bool) -> None:
+        """Begin or append to a file of the data. By the last, the manifest, they are checked and put in their place."""
         self.heard, part = time.monotonic(), self.folder / "data"
         for folder in (part, self.data.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with (part / name).open("ab") as file:
+        with (part / name).open("wb" if first else "ab") as file:
             file.write(piece)
         if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
             part.replace(self.data)
@@ -156,6 +156,12 @@ class RemoteAttempt:
         while time.monotonic() < self.heard + self.silent:
             time.sleep(0.5)
         os._exit(0)
+
+
+def _erase(folder: Path) -> None:
+    """Remove what an attempt left: its processes and its folder."""
+    guardian.kill_all(partial(guardian.find_tagged, f"{folder}/"))
+    remove_folder(folder)
 
 
 @dataclass(slots=True)
@@ -233,7 +239,7 @@ class ClusterRunner:
             for name in (*load(self.data).files, MANIFEST_FILE):
                 with (self.data / name).open("rb") as file:
                     while piece := file.read(PIECE):
-                        await self._ask(actor, actor.receive.remote(name, piece))
+                        await self._ask(actor, actor.receive.remote(name, piece, file.tell() <= PIECE))
 
     async def _ask(self, actor: Any, question: Any) -> Any:
         """Return an answer, or end the actor, since Ray's client cannot cancel a question. Raises TimeoutError."""

@@ -1,6 +1,7 @@
 """Execute the steps of a session: commit candidates, have them trained, and move the branch to what is kept."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -37,8 +38,8 @@ class LocalExecutor:
     say: Callable[[str], None] = print  # tells the user why git waits, or why the branch was not moved
     is_stopping: Callable[[], bool] = lambda: False
     """Returns whether the night ends, so that git is no longer waited for."""
-    patience: int = 40
-    """Attempts, two a second, before the user is told: a lock is held, `git gc` moves objects."""
+    patience: float = 20.0
+    """Seconds after the first failure before the user is told: a lock is held, `git gc` moves objects."""
     fitted: str = ""
     own: str = ""  # the baseline as it is trained, and as the user has it
     origin: tuple[Origin, str] | None = None
@@ -46,8 +47,9 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
-        fitted = self.fit(own)
+        commit = await self._attempt(self.repo.get_head)
+        own = await self._attempt(self.repo.read_source, commit)
+        fitted = await self._attempt(self.fit, own)
         if self.origin:
             origin, best = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
@@ -82,16 +84,17 @@ class LocalExecutor:
 
     async def _attempt(self, work: Callable[..., T | Awaitable[T]], *words: object) -> T:
         """Return what needs git, however long the repository cannot be used. Raises RepoError."""
-        attempts = 0
+        late, told = 0.0, False
         while True:
             try:
                 done: Any = await asyncio.to_thread(work, *words)
                 return await done if isawaitable(done) else done
             except RepoError as error:
-                attempts += 1
                 await asyncio.to_thread(self.repo.unlock, STALE)
-                if attempts > self.patience and self.is_stopping():
+                late = late or time.monotonic() + self.patience
+                if time.monotonic() > late and self.is_stopping():
                     raise
-                if attempts == self.patience:
+                if time.monotonic() > late and not told:
+                    told = True
                     self.say(f"{error}. It is tried again until it works; training goes on")
                 await asyncio.sleep(0.5)

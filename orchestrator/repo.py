@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
 """The environment that git runs in, besides PATH."""
+TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
 def write_git(script: Path, *words: str) -> str:
@@ -53,10 +54,13 @@ class RepoError(UserError):
 class Repo:
     """The files that candidates change in their repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str, task: Task = EXAMINED) -> None:
-        """Find the repository around `script`, beside which the task's paths begin. Raises RepoError."""
+    def __init__(self, script: Path, session: str, task: Task = EXAMINED, begins: str = "") -> None:
+        """Find the repository around `script`, beside which the task's paths begin. Raises RepoError.
+
+        The session `begins` at that commit, or at HEAD, which the user may move.
+        """
         self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
-        self.home, self.session = script.parent, session
+        self.home, self.session, self.begins, self.timeout = script.parent, session, begins, TIMEOUT
         self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""  # why the branch is not at the last keep, and what to do about it; empty if it is
@@ -93,8 +97,8 @@ class Repo:
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
-        """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
-        if commit := self._resolve("HEAD"):
+        """Return the commit where the session begins, or HEAD's, detached or not. Raises RepoError if there is none."""
+        if commit := self.begins or self._resolve("HEAD"):
             return commit
         raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
 
@@ -337,7 +341,10 @@ class Repo:
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
+                timeout=self.timeout,
             )
+        except subprocess.TimeoutExpired as error:
+            raise RepoError(f"git {arguments[0]} did not end in {self.timeout / 60:g} minutes") from error
         except OSError as error:
             if not self.folder.is_dir():
                 raise RepoError(f"{self.home} is not a folder") from error

@@ -4,7 +4,7 @@ import fcntl
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 
@@ -17,6 +17,15 @@ def read_written(path: Path, errors: str = "strict") -> str:
     data = path.read_bytes()
     text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)
     return text.replace("\r\n", "\n")
+
+
+def list_by_age(paths: Iterable[Path]) -> list[Path]:
+    """Return the files, oldest first, without those that were deleted since they were listed."""
+    found = list[tuple[float, Path]]()
+    for path in paths:
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 @contextmanager

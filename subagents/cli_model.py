@@ -59,7 +59,7 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     words, prompt = write_command(request)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
-    with tempfile.TemporaryDirectory(prefix="nightshift-") as folder:
+    with tempfile.TemporaryDirectory(prefix="nightshift-", ignore_cleanup_errors=True) as folder:
         where: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True, **pipes}
         process: Any = await asyncio.create_subprocess_exec(*words, **where)
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -213,6 +214,23 @@ def test_a_program_that_takes_too_long_is_killed():
     assert reply.stop_reason == "failed", "and it is not asked again: each time could take half an hour"
     assert reply.message["error"].startswith("sleep gave no answer in")
     assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
+
+
+def test_an_answer_counts_though_a_program_left_what_cannot_be_removed(tmp_path):
+    """It has left a process, in a session of its own, that fills the folder as fast as it is emptied."""
+    fills = "import itertools, os; [os.makedirs(f'{n % 99}/{n}', exist_ok=True) for n in itertools.count()]"
+    left = f"setsid {sys.executable} -c {shlex.quote(fills)} > /dev/null 2>&1 & echo $! $PWD > {tmp_path}/left"
+    wait = "while [ ! -e 9/9 ]; do sleep 0.01; done"
+    command = f'{left}; {wait}; cat > /dev/null; echo \'{{"type": "result", "result": "Hello."}}\''
+    try:
+        reply = asyncio.run(ask_program(replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}"), 60))
+    finally:
+        number, folder = (tmp_path / "left").read_text().split()
+        with suppress(psutil.NoSuchProcess):
+            (process := psutil.Process(int(number))).kill()
+            process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert reply.stop_reason != "failed", reply.message
 
 
 def test_it_is_killed_with_its_children_when_the_night_ends(log):

@@ -94,7 +94,7 @@ profile = SessionProfile(
 )
 attempt = RemoteAttempt("may", load(data).digest, 6.0)
 for name in (*load(data).files, MANIFEST_FILE):
-    attempt.receive(name, (data / name).read_bytes())
+    attempt.receive(name, (data / name).read_bytes(), True)
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
 attempt.train(partial(build_runner, profile, ScriptTree(), 1), granted, Path("train.py").read_text(), 0, False, True)
 while not Path("seen").exists():
@@ -115,6 +115,57 @@ def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
     code = "from orchestrator.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
     subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(store)}), check=True)
     assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
+
+
+AGAIN = """
+import os, sys
+from functools import partial
+from pathlib import Path
+from orchestrator.core.events import Granted, SessionProfile
+from orchestrator.cluster import RemoteAttempt
+from orchestrator.lab.reported import build_runner
+from orchestrator.lab.tree import ScriptTree
+from prepare.manifest import MANIFEST_FILE, load
+
+data, until = Path("data"), sys.argv[1]
+profile = SessionProfile(name="cpu", budget_kind="work", budget=1, expected_seconds=60, data_hash=load(data).digest)
+attempt = RemoteAttempt("v1.5-ab-1-cd", load(data).digest, 200.0)
+for name in (*load(data).files, MANIFEST_FILE) if not attempt.report()[1] else ():
+    if name != MANIFEST_FILE:
+        attempt.receive(name, b"half", True)  # a driver was killed here, and the next begins again
+    if until == "half":
+        os._exit(9)
+    attempt.receive(name, (data / name).read_bytes(), True)
+granted = Granted(experiment=1, run=1, slot=0, seed=5)
+source = "import time; time.sleep(600)" if until == "train" else Path("train.py").read_text()
+attempt.train(partial(build_runner, profile, ScriptTree(), 1), granted, source, 0, False, True)
+while until == "train" and not attempt.folder.joinpath("claims").is_symlink():
+    attempt.report()
+if until == "train":
+    os._exit(9)
+print(attempt.training.result()[0].kind)
+os._exit(0)
+"""
+
+
+def test_what_an_attempt_left_when_it_was_killed_does_not_hold_up_its_next_try(tmp_path):
+    folder, store = workplace(tmp_path / "place"), tmp_path / "store"
+
+    def attempt(until: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", AGAIN, until]
+        env = environment(**{STORE: str(store)})
+        return subprocess.run(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True, check=False, timeout=200)
+
+    assert attempt("half").returncode == 9
+    assert attempt("train").returncode == 9
+    assert attempt("end").stdout == "scored\n"
+    assert {path.name for path in (store / "runs").iterdir()} == {"v1.5-ab-1-cd.lock"}
+
+
+def test_attempts_of_a_session_with_a_dot_in_its_name_have_locks_of_their_own(tmp_path):
+    code = "from orchestrator.cluster import RemoteAttempt; [RemoteAttempt(f'v1.5-{n}', '', 9) for n in 'ab']"
+    subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(tmp_path)}), check=True)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"v1.5-a.lock", "v1.5-b.lock"}
 
 
 @contextlib.contextmanager

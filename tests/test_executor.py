@@ -89,7 +89,7 @@ async def test_a_lock_on_a_ref_of_the_session_that_was_left_behind_holds_nothing
 async def test_git_is_waited_for_with_a_line_while_runs_go_on_until_the_night_stops(bench):
     lab, texts, folder = bench
     said, stopping = [], []
-    lab = replace(lab, say=said.append, is_stopping=lambda: bool(stopping), patience=1)
+    lab = replace(lab, say=said.append, is_stopping=lambda: bool(stopping), patience=0)
     fitted = await lab.commit_baseline()
     base = texts[fitted.source]
     locks = [folder / f".git/refs/nightshift/may/{name}.lock" for name in ("1", "kept")]

@@ -1,6 +1,7 @@
 """What a second night knows of the first: its results, its noise, and nothing where the two are compared."""
 
 import asyncio
+import os
 from contextlib import closing
 from dataclasses import replace
 from statistics import fmean
@@ -20,6 +21,7 @@ from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare.constants import read_values
+from prepare.files import list_by_age
 from tests.fakes import PROFILE
 from tests.simulated import SOURCE, night, true_score
 from tests.workplace import TINY, git, orchestrate, save, workplace
@@ -146,6 +148,15 @@ def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
     found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
 
     assert (found, variance.dof) == ((), 2 * 2)
+
+
+def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):
+    paths = [tmp_path / f"{n}.db" for n in range(3)]
+    for age, path in enumerate(paths):
+        path.touch()
+        os.utime(path, (0, 90 - age))
+    paths[1].unlink()
+    assert list_by_age(paths) == [paths[2], paths[0]]
 
 
 @pytest.mark.parametrize("name", ["first", "first/session.db"])

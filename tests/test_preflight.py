@@ -1,5 +1,6 @@
 """Check what a night is refused for before anything is written."""
 
+import asyncio
 import contextlib
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,15 @@ import pytest
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import hold_slots
+from orchestrator.core.events import Origin, Record
+from orchestrator.core.state import fold
+from orchestrator.executor import LocalExecutor
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
 from orchestrator.repo import RepoError
+from tests.fakes import started
 from tests.test_reported import ground
-from tests.workplace import git, orchestrate, save, workplace
+from tests.workplace import TINY, git, orchestrate, save, workplace
 
 
 @pytest.fixture
@@ -154,3 +159,30 @@ def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):
     assert started.returncode == 2
     assert "imports parts.py, which is not committed: `git add parts.py`, then commit" in started.stderr
     assert not (place / "sessions").exists()
+
+
+@pytest.mark.parametrize("kind", ["night", "resumed", "from another"])
+def test_a_night_begins_at_the_commit_that_was_checked_whatever_the_user_does_since(place, kind):
+    texts, begin = [], git(place, "rev-parse", "HEAD")
+    state = fold([Record(seq=1, at=0, task_id="", event=started(commit=begin))]) if kind == "resumed" else None
+    options = Options(place / "sessions", place / "data", place / "train.py")
+    night = Preflight(options, "night", "optuna", state=state)
+    if not state:
+        assert night.source == TINY  # as the checks read it before the models are asked
+    save(place, TINY.replace("DEPTH = 3", "DEPTH = 4"))
+    (place / "train.py").write_text("the user goes on\n")
+    lab = LocalExecutor(night.repo, None, lambda text: texts.append(text) or "name", night.fit)
+    if kind == "from another":
+        best = TINY.replace("DEPTH = 3", "DEPTH = 2")
+        lab.origin = Origin(session="first", experiment=1, commit="1" * 40, source="name"), best
+
+    async def commit_baseline():
+        return await asyncio.wait_for(lab.commit_baseline(), 60)
+
+    commit = asyncio.run(commit_baseline()).commit
+    script = git(place, "show", f"{commit}:train.py")
+
+    assert night.repo.get_head() == begin  # which the session records
+    assert begin in git(place, "log", "-1", "--format=%H %P", commit)
+    assert script == (TINY if kind != "from another" else best).strip()
+    assert night.source == TINY

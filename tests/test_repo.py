@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -228,6 +229,36 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
     repo.advance_branch(commit)
     assert git(folder, "rev-parse", "research/may") == commit
     assert repo.trouble == ""
+
+
+async def test_git_that_never_returns_is_killed_and_tried_again(folder, repo):
+    """It waits for a writer of a named pipe, as it would for a server of files that is gone."""
+    said, stopping, config, head = [], [], folder / ".git/config", repo.get_head()
+    lab = LocalExecutor(repo, None, None, say=said.append, is_stopping=lambda: bool(stopping), patience=0)
+    text, repo.timeout = config.read_text(), 0.6
+    config.unlink()
+    os.mkfifo(config)
+
+    def let_go():
+        writer = os.open(config, os.O_RDWR)
+        config.unlink()
+        config.write_text(text)
+        os.close(writer)
+
+    limit = threading.Timer(60, let_go)  # else it would be waited for until the end of days
+    limit.start()
+    committing = asyncio.create_task(lab.commit(1, head, "LR = 2\n", "fit"))
+    while not (said or committing.done()):
+        await asyncio.sleep(0.01)
+    limit.cancel()
+    assert "did not end in 0.01 minutes. It is tried again until it works" in "".join(said)
+    stopping.append("the hours are over")
+    with pytest.raises(RepoError, match="did not end"):
+        await committing
+
+    let_go()
+    repo.timeout = 600.0
+    assert repo.read_source(await lab.commit(1, head, "LR = 2\n", "fit")) == "LR = 2\n"
 
 
 def test_text_survives_byte_for_byte(repo):

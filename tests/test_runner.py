@@ -489,3 +489,17 @@ async def test_what_an_earlier_life_left_is_ended_and_removed(bench):
     assert (await asyncio.gather(reaping, waiting))[1] == -signal.SIGKILL
     assert not left.exists()
     runner.reap()  # where nothing is left
+
+
+def test_ctrl_c_does_not_reach_what_removes_a_folder(tmp_path):
+    (tmp_path / "run/deep").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    for name in ("chmod", "rm"):  # which send Ctrl-C as a terminal does: to their group of processes
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\ntrap '' INT\nkill -INT 0\nexec {shutil.which(name)} \"$@\"\n")
+        program.chmod(0o755)
+    code = "import sys; from pathlib import Path; from orchestrator.lab.runner import remove_folder as remove"
+    words = [sys.executable, "-c", f"{code}; remove(Path(sys.argv[1]))", tmp_path / "run"]
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(SCRIPTS.parent.parent)}
+    subprocess.run(words, env=env, start_new_session=True, check=True)
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Styles of prompts tried against each other: whole nights with a server on loopback, and one that goes on later."""
 
 import json
+import signal
 import sqlite3
 import time
 from contextlib import closing
@@ -10,7 +11,7 @@ import pytest
 from orchestrator.core.events import Certified, Forked, Proposed
 from orchestrator.session.store import Session
 from tests.scripted import Scripted, served
-from tests.workplace import BEST, git, orchestrate, workplace
+from tests.workplace import BEST, begun, git, orchestrate, workplace
 
 STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
 
@@ -65,6 +66,30 @@ def test_a_trial_goes_on_where_it_was_interrupted(place, tried):
     kinds = list_kinds(place, "trial-default-1")
     assert "resumed" in kinds
     assert kinds[-1] == "ended"
+
+
+class Ending(Scripted):
+    """It sends a process SIGTERM when that checks its models once a night is there."""
+
+    def __init__(self, night):
+        super().__init__(script=("turn",))
+        self.night, self.process = night, None
+
+    def checked(self, request):
+        if self.night.exists():
+            self.process.send_signal(signal.SIGTERM)
+        return super().checked(request)
+
+
+def test_sigterm_ends_a_trial_between_two_nights_too(place):
+    served_by = Ending(place / "sessions/ended-none-1")
+    words = ("trial", "--name", "ended", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
+    with served(served_by) as url, begun(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="sk-ant-0") as life:
+        served_by.process = life
+        printed, _ = life.communicate(timeout=200)
+    assert life.returncode == -signal.SIGTERM, printed
+    assert list_kinds(place, "ended-none-1")[-1] == "ended"
+    assert not (place / "sessions/ended-none-2").exists()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import read_values, with_originals
+from prepare.files import list_by_age
 from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
@@ -87,13 +88,20 @@ class Preflight:
     verify: bool = False  # check the data's hashes, not only its sizes
 
     @cached_property
+    def commit(self) -> str:
+        """Where the session begins, whatever the user commits while this checks; empty where there is no commit."""
+        with suppress(RepoError):  # which is told elsewhere
+            return self.state.session.commit if self.state else Repo(self.options.script, self.name).get_head()
+        return ""
+
+    @cached_property
     def task(self) -> Task:
         """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
         if self.state:
             return self.state.session.task
         task, own = find_task(self.options.script), ""
         with suppress(RepoError):  # which is told elsewhere
-            own = Repo(self.options.script, self.name, task).read_baseline()
+            own = Repo(self.options.script, self.name, task, self.commit).read_baseline()
         reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
         return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
 
@@ -111,7 +119,7 @@ class Preflight:
 
     @cached_property
     def repo(self) -> Repo:
-        return Repo(self.options.script, self.name, self.task)
+        return Repo(self.options.script, self.name, self.task, self.commit)
 
     @cached_property
     def beginning(self) -> tuple[Origin, str] | None:
@@ -146,14 +154,18 @@ class Preflight:
         """The script that the next experiment is edited from."""
         if self.parent:
             return self.repo.read_source(self.parent)
-        own = self.repo.read_baseline()
+        own = self.own if self.state else self.repo.read_baseline()
         return self.beginning[1] if self.beginning else own
+
+    @property
+    def own(self) -> str:
+        """The user's script in the commit that the session begins at, whatever was done to it since."""
+        return self.repo.read_source(self.repo.get_head())
 
     @cached_property
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
-        script, repo = self.options.script, self.repo
-        commit = self.state.session.commit if self.state else repo.get_head()
+        script, repo, commit = self.options.script, self.repo, self.repo.get_head()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
@@ -174,7 +186,7 @@ class Preflight:
         if self.task.is_reported:
             return None
         profile = from_manifest(self.manifest)
-        own, default = (read_values(source) for source in (self.repo.read_baseline(), read_baseline()))
+        own, default = (read_values(source) for source in (self.own, read_baseline()))
         is_untuned = all(own.get(name) == default.get(name) for name in profile.constants)
         return profile if self.options.fit or (is_untuned and self.options.fit is None) else None
 
@@ -212,7 +224,7 @@ class Preflight:
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
         """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
         if self.options.fit is None and self.options.memory and not self.profile:
-            found = sorted(self.options.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
+            found = list_by_age(self.options.sessions.glob(f"[!.]*/{PLACES}"))
             told = [at for at in map(self.options.recall, (path.parent for path in found)) if at.fit is not None]
             fit = {at.script.resolve(): at.fit for at in told}.get(self.options.script.resolve())
             question = f"Train with those of profile {self.manifest.profile}?"

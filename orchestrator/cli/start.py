@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -252,6 +253,7 @@ def trial(
             print(f"{night.name} is done already")
         else:
             resume(context, night.name)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the end of a night ignores
         if not _is_over(chosen, night.name):
             print(f"{night.name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)

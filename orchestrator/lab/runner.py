@@ -338,11 +338,15 @@ class Runner(BaseRunner[Scorer]):
 def remove_folder(folder: Path) -> None:
     """Remove a folder that hostile code has filled, whatever its depth and permissions."""
     if folder.exists():
-        subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)
-        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
+        _read_output("chmod", "-R", "u+rwx", "--", folder)
+        _read_output("rm", "-rf", "--", folder)
 
 
 def _measure(folder: Path, unit: str = "-k") -> int:
     """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
-    done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
-    return int((done.stdout.split() or [b"0"])[0])
+    return int((_read_output("du", "-s", unit, "--", folder).split() or [b"0"])[0])
+
+
+def _read_output(*words: str | Path) -> bytes:
+    """Return what a command prints. It is in a group of its own, so that Ctrl-C does not reach it."""
+    return subprocess.run(words, check=False, capture_output=True, process_group=0).stdout

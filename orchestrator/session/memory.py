@@ -11,6 +11,7 @@ from orchestrator.policy.pruning import list_gaps
 from orchestrator.session.store import DAMAGE, Session
 from prepare.command import UserError
 from prepare.constants import read_values
+from prepare.files import list_by_age
 
 MAX_SESSIONS = 10  # latest sessions that are read: each takes a moment at the start of a night
 MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits into its budget
@@ -23,9 +24,8 @@ def recall_results(
 
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
-    files = sorted(sessions.glob("[!.]*/session.db"), key=lambda path: path.stat().st_mtime, reverse=True)
     found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
-    for path in files[:MAX_SESSIONS]:
+    for path in list_by_age(sessions.glob("[!.]*/session.db"))[: -MAX_SESSIONS - 1 : -1]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
             if _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
