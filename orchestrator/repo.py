@@ -348,7 +348,8 @@ class Repo:
         except OSError as error:
             if not self.folder.is_dir():
                 raise RepoError(f"{self.home} is not a folder") from error
-            raise RepoError("git is not installed, or not in PATH") from error
+            missing = "git is not installed, or not in PATH"
+            raise RepoError(missing if isinstance(error, FileNotFoundError) else f"git: {error.strerror}") from error
         if done.returncode not in {0, absent}:
             lines = done.stderr.decode(errors="replace").splitlines()
             reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")

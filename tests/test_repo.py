@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.executor import LocalExecutor
 from orchestrator.repo import Repo, RepoError
+from tests.workplace import environment
 
 ENV = {
     "PATH": os.environ["PATH"],
@@ -473,3 +474,16 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
     assert repo.list_changed() == []
     (folder / "more\t.txt").write_bytes(b"b\r\n")
     assert repo.list_changed() == ["more\t.txt"]
+
+
+@pytest.mark.parametrize(("is_there", "words"), [(False, "git is not installed"), (True, "git: Permission denied")])
+def test_why_git_cannot_be_started_is_said(folder, is_there, words):
+    (folder / "bin").mkdir()
+    if is_there:
+        (folder / "bin/git").touch(0o644)
+    code = "from pathlib import Path; from orchestrator.repo import Repo; Repo(Path('train.py'), 'may')"
+    env = environment(PATH=str(folder / "bin"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert words in done.stderr.splitlines()[-1]
