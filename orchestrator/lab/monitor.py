@@ -75,6 +75,7 @@ class RunMonitor:
     fills_disk: Callable[[], bool] = lambda: False
     plan: EvaluationPlan | None = None
     only_starts: bool = False  # end the run where its training begins
+    only_answers: bool = False  # it trains nothing, so what it prints is no progress
     suspended: float = 0.0  # seconds in which this process was suspended
     training_began: float | None = None  # time of `read_clock` when the first batch was handed out
     startup_cpu: float = 0.0  # CPU seconds until then
@@ -152,7 +153,8 @@ class RunMonitor:
         """Read output. Any output is a sign of life, since a script may print its progress in a format of its own."""
         self.last_output_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
-            self._follow(step)
+            if not self.only_answers:
+                self._follow(step)
 
     def take_report(self, message: Mapping[str, Any]) -> None:
         """Keep the first number of each of SERIES names in each tenth of the budget; ignore what is out of bounds."""
