@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +263,23 @@ def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):
     with pytest.raises(Disqualified, match="took 31 s of CPU time"):
         server.check_evaluation(1.0, 31.0)
     assert server.evaluation_cpu == 31.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "words"),
+    [
+        ({}, 64.0, ""),  # 12 of its start, 30 of its training; 15 + 2 are free, and 5 more are within its limit
+        ({}, 70.0, "with what it did besides, it trained for 41 s of CPU time, more than 37"),
+        ({}, 0.0, ""),  # a namespace that ends takes what its last processes used with it
+        ({"evaluation": None, "evaluation_cpu": None}, 1e9, ""),  # the baseline
+    ],
+)
+def test_what_a_run_used_and_did_not_show_counts_as_training(changes, total, words):
+    monitor = SimpleNamespace(startup_cpu=12.0, train_cpu=30.0, total_cpu=total)
+    plan = BASELINE.model_copy(update={"train_cpu": 20.0, "evaluation_cpu": 10.0, **changes})
+    server = TrainingServer(None, make_scorer(), 2, plan, monitor, None, cpu=30.0)
+    with pytest.raises(Disqualified, match=words) if words else nullcontext():
+        server.check_rest()
 
 
 @pytest.mark.parametrize("split", COUNTS)

@@ -85,6 +85,21 @@ def test_it_measures_the_whole_tree():
     assert found["peak_mb"] > 200
 
 
+def test_it_counts_the_cpu_time_of_what_it_has_to_kill():
+    daemon = """import os, time
+ready, done = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    while time.process_time() < 1: pass
+    os.write(done, b"x")
+    time.sleep(600)
+os.read(ready, 1)
+"""
+    found, _ = report(guarded(sys.executable, "-I", "-S", "-c", daemon))
+    assert (found["status"], found["left"]) == (0, 0)
+    assert found["cpu"] >= 1
+
+
 def test_it_says_when_there_is_no_such_command():
     found, _ = report(guarded("/no/such/program"))
     assert "No such file" in found["error"]

@@ -70,8 +70,8 @@ def main() -> None:
 
         left = len(kill_all(lambda: psutil.Process().children(recursive=True) if _reap(child) else []))
     status = -signal.SIGKILL if child.returncode is None else child.returncode
-    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=left)
+    scale, used = 1 << 20 if sys.platform == "darwin" else 1 << 10, resource.getrusage(resource.RUSAGE_CHILDREN)
+    _report(status=status, peak_mb=used.ru_maxrss / scale, cpu=used.ru_utime + used.ru_stime, left=left)
 
 
 def find_tagged(prefix: str) -> "list[psutil.Process]":

@@ -81,6 +81,7 @@ class RunMonitor:
     startup_cpu: float = 0.0  # CPU seconds until then
     startup_seconds: float = 0.0
     train_cpu: float = 0.0  # CPU seconds from then on, until the model was submitted
+    total_cpu: float = 0.0  # CPU seconds of all that the guardian has reaped, known at the end
     training_ended: float | None = None  # time of `read_clock` when the model had been submitted
     would_prune_at: float | None = None  # share of the budget at which it fell behind a pruning threshold
     cause: Fault | Prune | None = None  # the first reason for which it was stopped, or is to be
@@ -121,11 +122,20 @@ class RunMonitor:
         return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
     def list_processes(self, *, with_guardian: bool = False) -> list[psutil.Process]:
-        """Return its whole process tree, children before their parents; nothing if it has just ended."""
-        with suppress(psutil.Error):
-            guard = psutil.Process(self.guardian)
-            return [*reversed(guard.children(recursive=True)), *[guard] * with_guardian]
-        return []
+        """Return its whole process tree, children before their parents; nothing if it has just ended.
+
+        Parents, also those that adopt, are older than their children, so in the order of age one look finds all: a
+        process that ends meanwhile hides none below it.
+        """
+        everyone, tree = list[psutil.Process](), dict[int, psutil.Process]()
+        for number in psutil.pids():
+            with suppress(psutil.Error):
+                everyone.append(psutil.Process(number))
+        for process in sorted(everyone, key=lambda process: (process.create_time(), process.pid)):
+            with suppress(psutil.Error):
+                if process.pid == self.guardian or process.ppid() in tree:
+                    tree[process.pid] = process
+        return [process for process in reversed(tree.values()) if with_guardian or process.pid != self.guardian]
 
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped.

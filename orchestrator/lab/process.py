@@ -61,6 +61,7 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     if left := left or report.get("left", 0):
         raise MachineError(f"{left} processes of the run cannot be killed")
     monitor.status, monitor.peak_mb = report.get("status"), report.get("peak_mb", 0.0)
+    monitor.total_cpu = report.get("cpu", 0.0)
     monitor.feed(b"", last=True)
 
 

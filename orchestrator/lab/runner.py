@@ -238,6 +238,7 @@ class Runner(BaseRunner[Scorer]):
             raise Fault("other", "it ended before its training")
         if run.server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
+        run.server.check_rest()
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
         known: Exams = asyncio.get_running_loop().create_future()
         audit = asyncio.create_task(self._ask(run, partial(self._audit, run, known)))  # it waits for its turn
