@@ -274,9 +274,9 @@ CLOCKS = [
     ),
     Enemy(
         "hides who works behind who ends while they are counted",
-        "import os, time\nready, done = os.pipe()\ngo, start = os.pipe()\nfor _ in range(50):\n"
+        "import os, time\nready, done = os.pipe()\ngo, start = os.pipe()\nfor _ in range(65):\n"
         "    if os.fork() == 0: time.sleep(600)\nif os.fork() == 0:\n    for n in range(20):\n"
-        "        if os.fork(): os.read(go, 1); time.sleep(0.001 * (n + 1)); os._exit(0)\n    os.fork()\n"
+        "        if os.fork(): os.read(go, 1); time.sleep(0.004 * (n + 1)); os._exit(0)\n    os.fork()\n"
         "    while time.process_time() < 8: pass\n    os.write(done, b'x'); time.sleep(600)\n"
         "os.read(ready, 1); os.read(ready, 1); os.write(start, bytes(20)); hand_over()\n",
         "of CPU time",
