@@ -116,7 +116,7 @@ class TrainingServer:
     def check_rest(self) -> None:
         """Count what the ended run used beyond what was seen when its model came. Raises Disqualified.
 
-        A look at the processes can be fooled; what the guardian reaps cannot hide, but for what ended with a namespace.
+        What the guardian reaps cannot hide from it, except what is still running where a namespace of bubblewrap ends.
         """
         rest = self.monitor.total_cpu - self.monitor.startup_cpu - self.monitor.train_cpu
         self.cpu += _count_excess(rest, self._usual_cpu, REST_GRACE)
