@@ -4,6 +4,7 @@ import math
 import re
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -124,18 +125,22 @@ class RunMonitor:
     def list_processes(self, *, with_guardian: bool = False) -> list[psutil.Process]:
         """Return its whole process tree, children before their parents; nothing if it has just ended.
 
-        Parents, also those that adopt, are older than their children, so in the order of age one look finds all: a
+        Parents, also those that adopt, are older than their children, and are asked for theirs before them: so a
         process that ends meanwhile hides none below it.
         """
-        everyone, tree = list[psutil.Process](), dict[int, psutil.Process]()
+        everyone, children = dict[int, psutil.Process](), defaultdict[int, list[int]](list)
         for number in psutil.pids():
             with suppress(psutil.Error):
-                everyone.append(psutil.Process(number))
-        for process in sorted(everyone, key=lambda process: (process.create_time(), process.pid)):
+                process = psutil.Process(number)
+                process.create_time()  # it is kept
+                everyone[number] = process
+        for process in sorted(everyone.values(), key=lambda process: (process.create_time(), process.pid)):
             with suppress(psutil.Error):
-                if process.pid == self.guardian or process.ppid() in tree:
-                    tree[process.pid] = process
-        return [process for process in reversed(tree.values()) if with_guardian or process.pid != self.guardian]
+                children[process.ppid()].append(process.pid)
+        tree = [self.guardian] * (self.guardian > 0)
+        for number in tree:  # it grows meanwhile
+            tree += children.pop(number, [])
+        return [everyone[number] for number in reversed(tree[not with_guardian :]) if number in everyone]
 
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped.
