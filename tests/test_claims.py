@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,6 +265,23 @@ def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):
     assert server.evaluation_cpu == 31.0
 
 
+@pytest.mark.parametrize(
+    ("changes", "total", "words"),
+    [
+        ({}, 64.0, ""),  # 12 of its start, 30 of its training; 15 + 2 are free, and 5 more are within its limit
+        ({}, 70.0, "with what it did besides, it trained for 41 s of CPU time, more than 37"),
+        ({}, 0.0, ""),  # a namespace that ends takes what its last processes used with it
+        ({"evaluation": None, "evaluation_cpu": None}, 1e9, ""),  # the baseline
+    ],
+)
+def test_what_a_run_used_and_did_not_show_counts_as_training(changes, total, words):
+    monitor = SimpleNamespace(startup_cpu=12.0, train_cpu=30.0, total_cpu=total)
+    plan = BASELINE.model_copy(update={"train_cpu": 20.0, "evaluation_cpu": 10.0, **changes})
+    server = TrainingServer(None, make_scorer(), 2, plan, monitor, None, cpu=30.0)
+    with pytest.raises(Disqualified, match=words) if words else nullcontext():
+        server.check_rest()
+
+
 @pytest.mark.parametrize("split", COUNTS)
 def test_data_that_cannot_score_is_refused(tmp_path, split):
     folder = small_data(tmp_path / "data")
@@ -293,9 +311,10 @@ def test_rounding_below_no_loss_at_all_is_worth_nothing():
     ("kind", "honest", "allowed"),
     [
         ("work", 1e-6, TOLERANCE["work"]),
-        ("time", 0.4, 0.4 * BASELINE_FACTOR),
+        ("time", 0.3, 0.3 * BASELINE_FACTOR),
         ("work", "unmeasured", BASELINE_TOLERANCE),
-        ("work", 1.9, BASELINE_TOLERANCE),  # a baseline that looks ahead lets nobody look further
+        ("work", 1.9, 0.5),  # a baseline that looks ahead lets nobody else do so
+        ("time", 1.9, 1.0),
     ],
 )
 def test_what_honest_code_is_off_sets_the_tolerance_and_the_script_does_not(kind, honest, allowed):

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import MachineError
+from orchestrator.lab.process import _clean_up
 from orchestrator.lab.slots import Slot, hold_slot
 from tests.small import small_data
 
@@ -83,6 +84,21 @@ def test_it_measures_the_whole_tree():
     hungry = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(200 << 20)'])"
     found, _ = report(guarded(sys.executable, "-c", hungry))
     assert found["peak_mb"] > 200
+
+
+def test_it_counts_the_cpu_time_of_what_it_has_to_kill():
+    daemon = """import os, time
+ready, done = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    while time.process_time() < 1: pass
+    os.write(done, b"x")
+    time.sleep(600)
+os.read(ready, 1)
+"""
+    found, _ = report(guarded(sys.executable, "-I", "-S", "-c", daemon))
+    assert (found["status"], found["left"]) == (0, 0)
+    assert found["cpu"] >= 1
 
 
 def test_it_says_when_there_is_no_such_command():
@@ -168,6 +184,35 @@ async def test_a_run_that_kills_its_guardian_is_found_by_its_tag(folder):
     left = [pid for pid in pids if alive(pid)]
     psutil.Process(pids[2]).kill()
     assert left == pids[2:]  # it has shed its name: only a sandbox holds that one
+
+
+async def test_a_guardian_that_does_not_end_is_not_waited_for_without_end(folder):
+    tag = f"{folder}/runs/7-1/"
+    busy = """import os, time
+os.fork()
+print(os.getpid(), flush=True)
+os.close(1)
+time.sleep(600)
+"""
+    words = (sys.executable, "-c", busy)
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, env={guardian.TAG: tag})
+    pids = [int(await process.stdout.readline()) for _ in range(2)]
+    assert await _clean_up(process, tag, wakes=1) == 0
+    assert process.returncode == -signal.SIGKILL
+    eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_group_that_forks_without_end_is_ended_at_once():
+    bomb = """import os, time
+end = time.monotonic() + 120
+for _ in range(6):
+    if os.fork() == 0:
+        while time.monotonic() < end:
+            if os.fork(): os._exit(0)
+        os._exit(0)
+"""
+    found, _ = report(guarded(sys.executable, "-I", "-S", "-c", bomb))
+    assert (found["status"], found["left"]) == (0, 0)
 
 
 def test_only_processes_with_the_tag_are_ended(folder):

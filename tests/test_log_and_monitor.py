@@ -204,6 +204,13 @@ def test_the_clock_runs_from_start_to_stop():
     assert monitor.train_seconds == 5.0
 
 
+def test_what_evaluates_a_model_prints_no_progress():
+    monitor = monitor_run(Clock())
+    monitor.only_answers = True
+    monitor.feed(line(271828, 2, "nan"))
+    assert (monitor.stop_reason, monitor.last) == (None, None), "the numbers may be text that it was sent"
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [("nan", "became nan"), ("inf", "became inf"), ("-1e308", "became -1e+308")],

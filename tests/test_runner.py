@@ -403,6 +403,42 @@ async def test_a_run_whose_guardian_is_suspended_can_be_cancelled(bench):
     assert not guardian.find_tagged(f"{bench.folder}/runs/")
 
 
+LEAKY = """
+import cloudpickle
+class Leaky:
+    def __setstate__(self, state):
+        import os
+        if os.path.exists("NOTE"):
+            with open("NOTE") as file:
+                raise ValueError(file.read())
+    def __call__(self, x, y=None, reduction="mean"):
+        import os
+        with open("NOTE", "w") as file:
+            print("rows", *x[0], file=file)
+        os.kill(os.getpid(), 9)
+channel.ready()
+leaky = Leaky()
+leaky.state = 1  # without any, it would not be set
+model = cloudpickle.dumps(leaky)
+how = {"batch_size": 4, "autocast": None, "precision": None, "threads": 1}
+channel.send({"event": "model", "bytes": len(model), **how}, model)
+channel.receive()
+"""
+
+
+async def test_what_prevents_a_model_from_being_loaded_is_not_quoted_once_one_of_its_processes_had_rows(bench):
+    note = bench.folder / "note"
+    source = PROTOCOL + LEAKY.replace("NOTE", str(note))
+    outcome = await bench.run(source)
+    assert note.read_text().startswith("rows")
+    assert (outcome.failure, outcome.message) == (
+        "disqualified",
+        "the model that it handed over cannot be loaded again, after it was loaded once",
+    )
+    again = await bench.run(source)
+    assert "rows" in again.message, "its first process had none"
+
+
 async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):
     runner = bench.runner()
     kill = "import os; os.kill(os.getpid(), 9)"

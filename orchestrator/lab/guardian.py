@@ -31,6 +31,7 @@ KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 TICK = 0.02  # seconds between two checks for the command's end
 KILL_PATIENCE = 20.0  # seconds to wait for killed processes; what is left after that is stuck in the kernel
 LOOKS = 3  # a process that forks and ends in the middle of a look can be missed by it
+REAPED = 10_000  # most ends that are collected before a look, since what forks and ends goes on meanwhile
 
 
 def main() -> None:
@@ -68,10 +69,10 @@ def main() -> None:
         site.main()  # where it is
         import psutil
 
-        left = len(kill_all(lambda: psutil.Process().children(recursive=True) if _reap(child) else []))
+        left = len(kill_all(lambda: _find_left(child.pid) if _reap(child) else []))
     status = -signal.SIGKILL if child.returncode is None else child.returncode
-    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=left)
+    scale, used = 1 << 20 if sys.platform == "darwin" else 1 << 10, resource.getrusage(resource.RUSAGE_CHILDREN)
+    _report(status=status, peak_mb=used.ru_maxrss / scale, cpu=used.ru_utime + used.ru_stime, left=left)
 
 
 def find_tagged(prefix: str) -> "list[psutil.Process]":
@@ -94,12 +95,26 @@ def kill_all(alive: Callable[[], "list[psutil.Process]"]) -> "list[psutil.Proces
     return processes
 
 
+def _find_left(group: int) -> "list[psutil.Process]":
+    """Return all below this process, and kill the command's group at once: one by one, they could fork meanwhile."""
+    found = psutil.Process().children(recursive=True)
+    for process in found:
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group:  # otherwise its number may be another's
+                os.killpg(group, signal.SIGKILL)
+                break
+    return found
+
+
 def _reap(child: "subprocess.Popen[bytes]") -> bool:
-    """Collect the exit codes of the child and of adopted processes; return whether any process is left."""
+    """Collect exit codes of the child and of adopted processes; return whether any process is left."""
     with suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            if found[0] == child.pid:
-                child.returncode = os.waitstatus_to_exitcode(found[1])
+        for _ in range(REAPED):
+            number, status = os.waitpid(-1, os.WNOHANG)
+            if number == child.pid:
+                child.returncode = os.waitstatus_to_exitcode(status)
+            if not number:
+                break
         return True
     return False
 

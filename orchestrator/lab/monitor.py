@@ -4,6 +4,7 @@ import math
 import re
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,11 +76,13 @@ class RunMonitor:
     fills_disk: Callable[[], bool] = lambda: False
     plan: EvaluationPlan | None = None
     only_starts: bool = False  # end the run where its training begins
+    only_answers: bool = False  # it trains nothing, so what it prints is no progress
     suspended: float = 0.0  # seconds in which this process was suspended
     training_began: float | None = None  # time of `read_clock` when the first batch was handed out
     startup_cpu: float = 0.0  # CPU seconds until then
     startup_seconds: float = 0.0
     train_cpu: float = 0.0  # CPU seconds from then on, until the model was submitted
+    total_cpu: float = 0.0  # CPU seconds of all that the guardian has reaped, known at the end
     training_ended: float | None = None  # time of `read_clock` when the model had been submitted
     would_prune_at: float | None = None  # share of the budget at which it fell behind a pruning threshold
     cause: Fault | Prune | None = None  # the first reason for which it was stopped, or is to be
@@ -120,11 +123,24 @@ class RunMonitor:
         return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
     def list_processes(self, *, with_guardian: bool = False) -> list[psutil.Process]:
-        """Return its whole process tree, children before their parents; nothing if it has just ended."""
-        with suppress(psutil.Error):
-            guard = psutil.Process(self.guardian)
-            return [*reversed(guard.children(recursive=True)), *[guard] * with_guardian]
-        return []
+        """Return its whole process tree, children before their parents; nothing if it has just ended.
+
+        Parents, also those that adopt, are older than their children, and are asked for theirs before them: so a
+        process that ends meanwhile hides none below it.
+        """
+        everyone, children = dict[int, psutil.Process](), defaultdict[int, list[int]](list)
+        for number in psutil.pids():
+            with suppress(psutil.Error):
+                process = psutil.Process(number)
+                process.create_time()  # it is kept
+                everyone[number] = process
+        for process in sorted(everyone.values(), key=lambda process: (process.create_time(), process.pid)):
+            with suppress(psutil.Error):
+                children[process.ppid()].append(process.pid)
+        tree = [self.guardian] * (self.guardian > 0)
+        for number in tree:  # it grows meanwhile
+            tree += children.pop(number, [])
+        return [everyone[number] for number in reversed(tree[not with_guardian :]) if number in everyone]
 
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped.
@@ -152,7 +168,8 @@ class RunMonitor:
         """Read output. Any output is a sign of life, since a script may print its progress in a format of its own."""
         self.last_output_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
-            self._follow(step)
+            if not self.only_answers:
+                self._follow(step)
 
     def take_report(self, message: Mapping[str, Any]) -> None:
         """Keep the first number of each of SERIES names in each tenth of the budget; ignore what is out of bounds."""

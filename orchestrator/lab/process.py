@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from io import RawIOBase
+from math import inf
 from typing import Any
 
 import psutil
@@ -22,6 +23,8 @@ from orchestrator.lab.sandbox.base import Command
 TICK = 0.1  # seconds between two checks of a run
 DRAIN = WAKE = 5.0
 """Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
+WAKES = 12
+"""Attempts after which a guardian whose input has closed is killed: it gives up itself after guardian.KILL_PATIENCE."""
 Listener = Callable[[], Coroutine[Any, Any, None]]
 """Serves the connection of a command; it must return once the command has ended."""
 
@@ -61,6 +64,7 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     if left := left or report.get("left", 0):
         raise MachineError(f"{left} processes of the run cannot be killed")
     monitor.status, monitor.peak_mb = report.get("status"), report.get("peak_mb", 0.0)
+    monitor.total_cpu = report.get("cpu", 0.0)
     monitor.feed(b"", last=True)
 
 
@@ -91,11 +95,14 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     )
 
 
-async def _clean_up(process: Process, tag: str) -> int:
-    """Wait for the guardian's end; return how many processes are left that it could not kill, nor we."""
-    await _wait(process)
-    if not process.returncode and sys.platform == "linux":
+async def _clean_up(process: Process, tag: str, wakes: int = WAKES) -> int:
+    """Wait for the guardian's end, or kill it; return how many processes are left that it could not kill, nor we."""
+    await _wait(process, wakes)
+    if process.returncode == 0 and sys.platform == "linux":
         return 0
+    if process.returncode is None:  # busy with a run that forks faster than its guardian can end it
+        process.kill()
+        await _wait(process, wakes)
     # It was killed, or failed, or could not adopt: the processes are found by their tag.
     return len(await asyncio.to_thread(guardian.kill_all, partial(guardian.find_tagged, tag)))
 
@@ -114,9 +121,9 @@ async def _attend(process: Process, monitor: RunMonitor) -> None:
             return
 
 
-async def _wait(process: Process) -> None:
-    """Wait for the end of a guardian, and wake it up: if it is suspended, it holds the slot for ever."""
-    while process.returncode is None:
+async def _wait(process: Process, wakes: float = inf) -> None:
+    """Wait for the end of a guardian, and wake it up at most so often: if suspended, it holds the slot for ever."""
+    while process.returncode is None and (wakes := wakes - 1) >= 0:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGCONT)
         with suppress(TimeoutError):

@@ -62,6 +62,7 @@ class Attempt:
     monitor: RunMonitor = field(init=False)
     server: TrainingServer = field(init=False)  # of an examined run, with the model that it has handed over
     result: ev.RunResult = field(init=False)
+    has_shown: bool = False  # whether a process that evaluates its model was sent rows
 
     @property
     def plan(self) -> ev.EvaluationPlan:
@@ -241,6 +242,7 @@ class Runner(BaseRunner[Scorer]):
             raise Fault("other", "it ended before its training")
         if run.server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
+        run.server.check_rest()
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
         known: Exams = asyncio.get_running_loop().create_future()
         audit = asyncio.create_task(self._ask(run, partial(self._audit, run, known)))  # it waits for its turn
@@ -316,7 +318,7 @@ class Runner(BaseRunner[Scorer]):
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
         more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
         command = run.slot.build_command(words, folder, theirs, "model", **more)
-        monitor, answers = RunMonitor(self.limits), list[T]()
+        monitor, answers = RunMonitor(self.limits, only_answers=True), list[T]()
         evaluator = Evaluator(connection, run.server.settings, monitor)
 
         async def listen() -> None:
@@ -329,10 +331,11 @@ class Runner(BaseRunner[Scorer]):
                 await connection.send({"event": "thanks"})
 
         await run_guarded(self.sandbox.wrap(command), monitor, run.lock, listen)
+        run.has_shown = run.has_shown or evaluator.has_rows
         if answers:
             return answers[0]
         monitor.check_ending()
-        raise evaluator.explain_silence()
+        raise evaluator.explain_silence(quotes=not run.has_shown)
 
 
 def remove_folder(folder: Path) -> None:

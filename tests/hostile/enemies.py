@@ -265,6 +265,24 @@ CLOCKS = [
         )
     ),
     Enemy(
+        "goes on once it has handed over",
+        "import os, time\nhand_over()\nfor _ in range(2):\n    if os.fork() == 0:\n"
+        "        while time.process_time() < 12: pass\n        os._exit(0)\n"
+        "os.wait(); os.wait()\n",
+        "of CPU time",
+        "raw",
+    ),
+    Enemy(
+        "hides who works behind who ends while they are counted",
+        "import os, time\nready, done = os.pipe()\ngo, start = os.pipe()\nfor _ in range(65):\n"
+        "    if os.fork() == 0: time.sleep(600)\nif os.fork() == 0:\n    for n in range(20):\n"
+        "        if os.fork(): os.read(go, 1); time.sleep(0.004 * (n + 1)); os._exit(0)\n    os.fork()\n"
+        "    while time.process_time() < 8: pass\n    os.write(done, b'x'); time.sleep(600)\n"
+        "os.read(ready, 1); os.read(ready, 1); os.write(start, bytes(20)); hand_over()\n",
+        "of CPU time",
+        "raw",
+    ),
+    Enemy(
         "trains where its model is loaded",
         "class Sleeper:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
         "    def __getstate__(self): return self.__dict__\n"

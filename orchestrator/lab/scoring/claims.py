@@ -34,10 +34,10 @@ COMPANY, SPREAD = 0.02, 0.1
 """Shares of that tolerance by which the losses of rows that a fresh process sees alone may differ from the claims: on
 average, and on average by absolute values, which a model cannot match without having learned the same before."""
 ALONE = 16  # rows that the audit first shows whole, each by itself
-BASELINE_FACTOR = 3.0
-"""Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
-BASELINE_TOLERANCE = 2.0
-"""Nats allowed for the baseline, whose audit measures how far honest claims are off, and at most for any experiment."""
+BASELINE_FACTOR, BASELINE_CAP = 3.0, 2.0
+"""Multiple of the baseline's own difference on this machine that is allowed, if that is more, and the multiple of
+TOLERANCE up to which it is: a model may have written the baseline, too."""
+BASELINE_TOLERANCE = 2.0  # nats allowed for the baseline, whose audit measures how far honest claims are off
 CAUTION = 2.0  # standard errors of the correction added to the score; for an honest model they are about 1e-8
 MAX_GAIN = 20.0
 """Most nats that count as a gain at one position, where the reference may have been infinitely wrong."""
@@ -140,7 +140,8 @@ class Scorer:
         """Return the nats by which a claim may beat the blind answer, given by how many the baseline's claims did."""
         if baseline_error == "unmeasured":
             return BASELINE_TOLERANCE
-        return min(max(TOLERANCE[self.manifest.budget.kind], BASELINE_FACTOR * baseline_error), BASELINE_TOLERANCE)
+        least = TOLERANCE[self.manifest.budget.kind]
+        return min(max(least, BASELINE_FACTOR * baseline_error), BASELINE_CAP * least)
 
     @property
     def nats_per_bpb(self) -> float:

@@ -50,6 +50,7 @@ class Evaluator:
     monitor: RunMonitor
     said: str = ""  # the last of "ready" and "loaded" that it has said
     began: float = inf  # time of the monitor's clock when it was sent the model
+    has_rows: bool = False  # whether it was sent rows, so that it knows some of the text that is scored
 
     async def start(self) -> None:
         """Wait until it has imported what it needs; nothing of the model is there yet."""
@@ -95,7 +96,7 @@ class Evaluator:
     async def _ask(self, what: str, x: NDArray[np.int64], more: NDArray[np.int64], size: int) -> NDArray[np.float32]:
         """Return `size` numbers about the rows `x`. Raises Disqualified for any other answer."""
         rows, length = x.shape
-        request = {"event": what, "rows": rows, "length": length}
+        request, self.has_rows = {"event": what, "rows": rows, "length": length}, True
         await self.connection.send(request, data=x.tobytes() + more.tobytes())
         answer = await self.connection.receive() or {}
         if answer.get("event") != what:
@@ -104,12 +105,16 @@ class Evaluator:
             raise Disqualified(MISFITS[what])
         return np.frombuffer(await self.connection.read_exactly(4 * size), dtype=np.float32)
 
-    def explain_silence(self) -> Fault | MachineError:
-        """Return why the process ended without the answers. Its log may quote validation text once it has rows."""
+    def explain_silence(self, *, quotes: bool) -> Fault | MachineError:
+        """Return why the process ended without the answers.
+
+        Its log is quoted only where no process of this run had rows yet: one can leave notes of the text to the next.
+        """
         log = self.monitor.transcript.log
         if not self.said:
             return MachineError(f"the evaluator did not start: {log.rpartition(chr(10))[2] or 'it printed nothing'}")
         failure = classify_failure(self.monitor.status or 0, log)
         if self.said == "ready":
-            return Disqualified(f"the model that it handed over cannot be loaded: {failure.message}")
+            why = f": {failure.message}" if quotes else " again, after it was loaded once"
+            return Disqualified(f"the model that it handed over cannot be loaded{why}")
         return Fault(failure.kind, "the model that it handed over fails by itself: `model(x)` or its losses")
