@@ -339,7 +339,7 @@ class Scatter:
     """Squared deviations from each group's own mean, and their degrees of freedom, beginning with a prior."""
 
     squares: float
-    dof: float
+    dof: int
 
     def add(self, values: Sequence[float], sign: int = 1) -> None:
         """Include a group; with a sign of -1, leave it out again."""

@@ -73,7 +73,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:
             task.cancel()
-            with suppress(asyncio.CancelledError, SessionError, OSError):  # the loop raises it, too
+            with suppress(asyncio.CancelledError, SessionError):  # the loop raises it, too
                 await task
 
 

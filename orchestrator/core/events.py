@@ -191,7 +191,7 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
     width: float = 1.0  # factor of a certificate's interval that rests on one pair; of n pairs its n-th root
-    own_dof: float = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
+    own_dof: int = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
     combines: bool = False  # whether the last runs before the certificate try near-misses together
     prunes_by_gain: bool = False  # whether a run ends early where finishing it promises less than it costs
 

@@ -167,7 +167,7 @@ class PooledVariance:
     """Squared deviations from each candidate's own mean, pooled over every candidate that ran more than once."""
 
     squares: float = 0.0
-    dof: float = 0
+    dof: int = 0
 
     def add(self, scores: tuple[ev.Scored, ...], sign: int = 1) -> "PooledVariance":
         """Include the deviations of these runs of one candidate; with a sign of -1, leave them out again."""

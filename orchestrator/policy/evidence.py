@@ -38,7 +38,7 @@ def estimate_sigma(state: State, scores: tuple[ev.Scored, ...] = ()) -> float:
     return max(sqrt(variance.squares / max(variance.dof, 1)), th.SIGMA_FLOOR * scale)
 
 
-def get_t_90(dof: float) -> float:
+def get_t_90(dof: int) -> float:
     """Return the half-width of a 90 % interval, in standard errors, by Student's t."""
     return th.T_90[max((known for known in th.T_90 if known <= dof), default=1)]
 
