@@ -11,7 +11,8 @@ import re
 import shlex
 import signal
 import tempfile
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ CLAUDE = shlex.split(  # with these options Claude Code only answers: no tools, 
     "--no-session-persistence"
 )
 MAX_PRINTED = 1 << 20  # bytes that a program may print
-PATIENCE = 10.0  # seconds in which a killed program has ended
+PATIENCE = 10.0  # seconds in which a killed program has ended, and in which its folder is removed
 MAX_WORD = 120_000  # bytes of a word of a command: Linux takes 128 KiB
 BRACE, MAX_FAULTS = re.compile(r'\{\s*["}]'), 50  # where an object may begin, and how often none does
 OURS = ("ANTHROPIC_", "NIGHTSHIFT_", "HF_TOKEN", "CLAUDECODE")  # variables that a program does not get, by beginning
@@ -59,7 +60,7 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     words, prompt = write_command(request)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
-    with tempfile.TemporaryDirectory(prefix="nightshift-", ignore_cleanup_errors=True) as folder:
+    async with _make_folder() as folder:
         where: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True, **pipes}
         process: Any = await asyncio.create_subprocess_exec(*words, **where)
         try:
@@ -82,6 +83,23 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     if process.returncode and _find_object(text).get("type") != "result":
         raise ChildProcessError(f"exit code {process.returncode}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
     return read_reply(request, text)
+
+
+@asynccontextmanager
+async def _make_folder() -> AsyncGenerator[str]:
+    """Make a folder that is removed afterwards, as far as that can be done in ten seconds beside the night's work."""
+    folder = tempfile.mkdtemp(prefix="nightshift-")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # no room for a process: the answer counts all the same
+            words = ("rm", "-rf", "--", folder)  # a process, since what the program left may fill the folder for ever
+            removal = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await removal.wait()
+            with suppress(ProcessLookupError):
+                removal.kill()
 
 
 async def _read_all(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
