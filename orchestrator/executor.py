@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
 from orchestrator.core.seeds import with_literal_seed
 from orchestrator.core.source import compute_fingerprint
+from orchestrator.policy.thresholds import MAX_ABORTED
 from orchestrator.repo import Repo, RepoError
 from prepare.constants import with_originals
 
@@ -44,10 +46,14 @@ class LocalExecutor:
     own: str = ""  # the baseline as it is trained, and as the user has it
     origin: tuple[Origin, str] | None = None
     """What the night begins with in place of the user's script, and its text as it is trained."""
+    pause: float = 10.0
+    """Seconds to wait after a run that the machine ended; more than doubled for each further one in a row."""
+    aborted: Counter[int] = field(default_factory=Counter[int])
+    """Runs in a row that the machine ended, by slot."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        commit = await self._attempt(self.repo.get_head)
+        commit = await self._attempt(self.repo.get_start)
         own = await self._attempt(self.repo.read_source, commit)
         fitted = await self._attempt(self.fit, own)
         if self.origin:
@@ -67,7 +73,12 @@ class LocalExecutor:
         return await self._attempt(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
-        return await self._attempt(self.runner.run, granted, source)  # git lays out a reported run
+        """Train once, after a pause where the machine ended the slot's last run."""
+        slot = granted.slot
+        await asyncio.sleep(self.pause * (2 ** min(self.aborted[slot], MAX_ABORTED - 1) - 1))
+        outcome = await self._attempt(self.runner.run, granted, source)  # git lays out a reported run
+        self.aborted[slot] = self.aborted[slot] + 1 if outcome.kind == "aborted" else 0
+        return outcome
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
         head = await self._attempt(self.repo.promote, parent, self._restore(source), message)

@@ -96,7 +96,7 @@ class Repo:
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
-    def get_head(self) -> str:
+    def get_start(self) -> str:
         """Return the commit where the session begins, or HEAD's, detached or not. Raises RepoError if there is none."""
         if commit := self.begins or self._resolve("HEAD"):
             return commit
@@ -104,7 +104,7 @@ class Repo:
 
     def read_baseline(self) -> str:
         """Return the script in the user's commit. Raises RepoError, also where a file has edits beyond it."""
-        head = self.get_head()
+        head = self.get_start()
         if linked := [name for name, (mode, _) in self._list_files(head, "").items() if not mode.startswith("100")]:
             words = "is a symbolic link or a submodule, which no candidate can change: name the files behind it"
             raise RepoError(f"{self.home / linked[0]} {words} as editable, or protect it")
@@ -233,7 +233,7 @@ class Repo:
 
         It is `origin` where that contains HEAD, else HEAD itself or a new commit on it.
         """
-        head = self.get_head()
+        head = self.get_start()
         if found := self._resolve(f"{origin}^{{commit}}"):
             source = self.read_source(found)
             if not self._git("rev-list", "-1", head, f"^{found}"):

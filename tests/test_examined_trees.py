@@ -145,7 +145,7 @@ def runner_of(folder, tier):
     return Runner(
         folder,
         [Slot(folder / "slot.lock", threads=1)],
-        RunLimits(wall=150.0, quiet=100.0, free_disk=1 << 20, pause=0.0),
+        RunLimits(wall=150.0, quiet=100.0, free_disk=1 << 20),
         Scorer.load(small_data(folder / "data")),
         SANDBOXES[tier](),
         lambda text: print(text) or "0" * 16,

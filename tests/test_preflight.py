@@ -182,7 +182,7 @@ def test_a_night_begins_at_the_commit_that_was_checked_whatever_the_user_does_si
     commit = asyncio.run(commit_baseline()).commit
     script = git(place, "show", f"{commit}:train.py")
 
-    assert night.repo.get_head() == begin  # which the session records
+    assert night.repo.get_start() == begin  # which the session records
     assert begin in git(place, "log", "-1", "--format=%H %P", commit)
     assert script == (TINY if kind != "from another" else best).strip()
     assert night.source == TINY

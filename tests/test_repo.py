@@ -77,7 +77,7 @@ def dirty(folder):
 
 def night(repo):
     """The refs of a little night: a baseline, a candidate, a keep."""
-    base = repo.commit(0, repo.get_head(), "LR = 2\n", "fit")
+    base = repo.commit(0, repo.get_start(), "LR = 2\n", "fit")
     repo.advance_branch(base)
     candidate = repo.commit(1, base, "LR = 3\n", "candidate 1")
     return base, candidate, repo.promote(base, "LR = 3\n", "better")
@@ -96,7 +96,7 @@ def test_a_night_leaves_work_tree_and_index_as_they_were(folder, repo):
 
 def test_only_the_script_changes(folder, repo):
     base, _, kept = night(repo)
-    assert git(folder, "diff", "--raw", "--name-only", repo.get_head(), kept) == "train.py"
+    assert git(folder, "diff", "--raw", "--name-only", repo.get_start(), kept) == "train.py"
     assert git(folder, "ls-tree", "-r", "-z", kept).split("\0")[0].startswith("100644")
     assert "100755" in git(folder, "ls-tree", kept, "run.sh")
     assert repo.read_source(kept) == "LR = 3\n"
@@ -108,7 +108,7 @@ def test_on_a_detached_head_without_an_identity(folder):
     repo = Repo(folder / "train.py", "may")
     _, _, kept = night(repo)
     assert git(folder, "log", "-1", "--format=%an %cn", kept) == "Nightshift Nightshift"
-    assert git(folder, "rev-parse", "HEAD") == repo.get_head()
+    assert git(folder, "rev-parse", "HEAD") == repo.get_start()
 
 
 def test_doing_it_again_after_a_crash_changes_nothing(folder, repo):
@@ -116,14 +116,14 @@ def test_doing_it_again_after_a_crash_changes_nothing(folder, repo):
     refs = git(folder, "for-each-ref")
     again = Repo(folder / "train.py", "may")
     again.unlock()
-    base = again.commit(0, again.get_head(), "LR = 2\n", "fit")
+    base = again.commit(0, again.get_start(), "LR = 2\n", "fit")
     assert (base, again.commit(1, base, "LR = 3\n", "candidate 1")) == first[:2]
     assert again.promote(base, "LR = 3\n", "better") == first[2]
     assert git(folder, "for-each-ref") == refs
 
 
 def test_another_candidate_of_the_same_experiment_gets_its_own_ref(folder, repo):
-    head = repo.get_head()
+    head = repo.get_start()
     commits = [repo.commit(7, head, source, "candidate") for source in ("a\n", "b\n", "c\n", "b\n")]
     assert commits[3] == commits[1]
     refs = git(folder, "for-each-ref", "--format=%(refname) %(objectname)", "refs/nightshift/may").splitlines()
@@ -201,7 +201,7 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
     lab, away, said = LocalExecutor(repo, None, None, say=print), folder / ".git-away", []
     lab = replace(lab, say=said.append, patience=2)
 
-    head = repo.get_head()
+    head = repo.get_start()
     (folder / ".git").rename(away)
     committing = asyncio.create_task(lab.commit(1, head, "LR = 2\n", "fit"))
     while not said:
@@ -234,7 +234,7 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
 
 async def test_git_that_never_returns_is_killed_and_tried_again(folder, repo):
     """It waits for a writer of a named pipe, as it would for a server of files that is gone."""
-    said, stopping, config, head = [], [], folder / ".git/config", repo.get_head()
+    said, stopping, config, head = [], [], folder / ".git/config", repo.get_start()
     lab = LocalExecutor(repo, None, None, say=said.append, is_stopping=lambda: bool(stopping), patience=0)
     text, repo.timeout = config.read_text(), 0.6
     config.unlink()
@@ -264,7 +264,7 @@ async def test_git_that_never_returns_is_killed_and_tried_again(folder, repo):
 
 def test_text_survives_byte_for_byte(repo):
     text = 'NAME = "Δ→é"\r\n\n\n# no newline at the end'
-    name = f"{repo.commit(1, repo.get_head(), text, 'Δ σ')}:train.py"
+    name = f"{repo.commit(1, repo.get_start(), text, 'Δ σ')}:train.py"
     words = ["git", "cat-file", "blob", name]
     assert subprocess.run(words, cwd=repo.folder, capture_output=True, check=True).stdout == text.encode()
 
@@ -288,7 +288,7 @@ def test_a_script_in_a_subfolder(tmp_path):
     folder = project(tmp_path, "deep/down/train.py")
     repo = Repo(folder / "deep/down/train.py", "may")
     assert repo.read_source(night(repo)[2]) == "LR = 3\n"
-    assert git(folder, "diff", "--name-only", repo.get_head(), "research/may") == "deep/down/train.py"
+    assert git(folder, "diff", "--name-only", repo.get_start(), "research/may") == "deep/down/train.py"
 
 
 def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
@@ -298,7 +298,7 @@ def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
     repo = Repo(folder / 'a "ä\\ b.py', "may")
     kept = night(repo)[2]
     assert repo.read_source(kept) == "LR = 3\n"
-    assert git(folder, "diff", "--summary", repo.get_head(), kept) == ""
+    assert git(folder, "diff", "--summary", repo.get_start(), kept) == ""
     assert len(git(folder, "ls-tree", "-r", kept).splitlines()) == 3
 
 
@@ -335,7 +335,7 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
     git(folder, "config", "filter.x.required", "true")
     (folder / "sprung").unlink(missing_ok=True)
     night(repo)
-    repo.extract(repo.get_head(), folder / "run", "LR = 2\n")
+    repo.extract(repo.get_start(), folder / "run", "LR = 2\n")
     assert not (folder / "sprung").exists()
 
 
@@ -343,7 +343,7 @@ def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory
     other = project(tmp_path_factory.mktemp("other"))
     program = (
         "import sys; from pathlib import Path; from orchestrator.repo import Repo;"
-        "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.get_head(), 'x = 1', 'note'))"
+        "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.get_start(), 'x = 1', 'note'))"
     )
     strays = {"GIT_DIR": f"{other}/.git", "GIT_INDEX_FILE": f"{other}/.git/index", "GIT_WORK_TREE": str(other)}
     stray = os.environ | strays
@@ -390,7 +390,7 @@ def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
     cases = {
         "is not a folder": lambda: Repo(folder / "no/train.py", "may"),
         "not in a git repository": lambda: Repo(alone, "may"),
-        "no commit yet": lambda: Repo(empty / "train.py", "may").get_head(),
+        "no commit yet": lambda: Repo(empty / "train.py", "may").get_start(),
         "does not exist": lambda: Repo(folder / "typo.py", "may").read_baseline(),
         "has no work tree": lambda: Repo(bare / "train.py", "may"),
         "no work tree:": lambda: Repo(folder / ".git/train.py", "may"),
@@ -451,7 +451,7 @@ def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings)
     repo = Repo(folder / "train.py", "may")
 
     source = repo.read_baseline()
-    base = repo.commit(0, repo.get_head(), source.replace("LR = 1", "LR = 2"), "fit")
+    base = repo.commit(0, repo.get_start(), source.replace("LR = 1", "LR = 2"), "fit")
     repo.advance_branch(base)
     kept = repo.promote(base, source.replace("LR = 1\n", "LR = 3\nNEW = 5\n"), "better")
 
@@ -466,7 +466,7 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
     (folder / "train.py").write_bytes(b"LR = 1\r\n")
 
     assert repo.read_baseline() == "LR = 1\n"
-    assert git(folder, "diff", "--stat", "HEAD", repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")) == ""
+    assert git(folder, "diff", "--stat", "HEAD", repo.commit(0, repo.get_start(), repo.read_baseline(), "fit")) == ""
     (folder / "more\t.txt").write_bytes(b"a\n")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "more")

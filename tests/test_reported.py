@@ -150,7 +150,7 @@ class Bench:
         place = ground(folder / "place", {"train.py": source} | (files or {}))
         self.task = Task(**({"form": "reported", "command": "python train.py", "editable": ["train.py"]} | task))
         repo = Repo(place / "train.py", "night", self.task)
-        self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_head())
+        self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_start())
 
     def put(self, text):
         self.logs[compute_digest(text)] = text

@@ -24,7 +24,7 @@ from orchestrator.lab.slots import Slot, hold_slot
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
-LIMITS = RunLimits(wall=150.0, quiet=100.0, free_disk=1 << 20, pause=0.0)
+LIMITS = RunLimits(wall=150.0, quiet=100.0, free_disk=1 << 20)
 UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
 SCRIPTS = Path(__file__).parent / "scripts"

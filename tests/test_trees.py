@@ -177,7 +177,7 @@ def test_constants_of_every_file_are_held_to_the_proposal():
 def test_a_commit_has_all_changed_files_and_the_run_sees_them(tmp_path):
     place = ground(tmp_path / "place", {f"deep/{path}": text for path, text in FILES.items()} | {"deep/run.sh": "x"})
     repo = Repo(place / "deep/train.py", "may", TASK)
-    head, source = repo.get_head(), repo.read_baseline()
+    head, source = repo.get_start(), repo.read_baseline()
     new = {path: text for path, text in TREE.items() if path != "model/__init__.py"} | {"model/extra.py": "A = 1\n"}
 
     assert split_files(source) == TREE
@@ -207,9 +207,9 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     git(place, "commit", "-qm", "a link")
     for path in ("../x.py", "helper.py"):
         with pytest.raises(RepoError, match="not editable"):
-            repo.extract(repo.get_head(), tmp_path / "work", join_files(TREE | {path: "x"}))
+            repo.extract(repo.get_start(), tmp_path / "work", join_files(TREE | {path: "x"}))
     linked = Repo(place / "train.py", "may", Task(form="reported", editable=("train.py", "link/*.py")))
-    linked.extract(repo.get_head(), tmp_path / "work2", join_files({"train.py": "", "link/x.py": "x"}))
+    linked.extract(repo.get_start(), tmp_path / "work2", join_files({"train.py": "", "link/x.py": "x"}))
     assert (tmp_path / "work2/link/x.py").read_text() == "x"
     assert not list(outside.iterdir())
 
@@ -252,7 +252,7 @@ def test_each_file_keeps_its_line_endings_and_its_byte_order_mark(tmp_path):
     source = repo.read_baseline()
 
     assert [*read_values(source)] == ["LR", "GO", "WIDTH", "A"]
-    commit = repo.commit(1, repo.get_head(), with_constants(source, {"WIDTH": 32, "GO": 3}), "candidate")
+    commit = repo.commit(1, repo.get_start(), with_constants(source, {"WIDTH": 32, "GO": 3}), "candidate")
     repo.extract(commit, tmp_path / "run/work", repo.read_source(commit))
     for name, data in spelled.items():
         assert (tmp_path / "run/work" / name).read_bytes() == data.replace(b"64", b"32").replace(b"= 2", b"= 3")

@@ -91,7 +91,7 @@ class Preflight:
     def commit(self) -> str:
         """Where the session begins, whatever the user commits while this checks; empty where there is no commit."""
         with suppress(RepoError):  # which is told elsewhere
-            return self.state.session.commit if self.state else Repo(self.options.script, self.name).get_head()
+            return self.state.session.commit if self.state else Repo(self.options.script, self.name).get_start()
         return ""
 
     @cached_property
@@ -160,12 +160,12 @@ class Preflight:
     @property
     def own(self) -> str:
         """The user's script in the commit that the session begins at, whatever was done to it since."""
-        return self.repo.read_source(self.repo.get_head())
+        return self.repo.read_source(self.repo.get_start())
 
     @cached_property
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
-        script, repo, commit = self.options.script, self.repo, self.repo.get_head()
+        script, repo, commit = self.options.script, self.repo, self.repo.get_start()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
@@ -285,7 +285,7 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
-        script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_head()
+        script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_start()
         files = {name or script.name: text for name, text in split_files(source).items()}
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):

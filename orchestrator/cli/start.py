@@ -54,7 +54,7 @@ def start_night(night: Preflight) -> None:
         slots=night.count_slots(),
         gpu=night.places[2].get("accelerator_type", ""),
         seed=random.SystemRandom().randrange(1 << 31) if night.options.seed is None else night.options.seed,
-        commit=night.repo.get_head(),
+        commit=night.repo.get_start(),
         profile=calibrate_noise(profile, variance),
         rule=KEEP_RULE,
         earlier=earlier,

@@ -159,7 +159,7 @@ class Incumbent:
     scores: tuple[ev.Scored, ...]
     score_to_beat: float  # the val_bpb expected of it: measured, and corrected for luck
     luck: tuple[ev.SeedLuck, ...] = ()
-    failures: int = 0  # runs for a comparison that gave no score
+    failures: int = 0  # runs for a comparison that crashed, in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ class State:
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
     fresh: Mapping[int, Mapping[int, ev.Scored]] = field(default_factory=dict[int, Mapping[int, ev.Scored]])
     """Scores of the certificate's runs, by experiment and seed."""
-    lost_fresh: int = 0  # runs of the certificate that failed
+    lost_fresh: int = 0  # runs of the certificate that crashed
     certificate: ev.Certified | None = None
     next: int = 1  # number after the last experiment; 0 is the baseline
     skipped: frozenset[int] = frozenset()  # smaller numbers that a request of the researcher has yet to use
@@ -538,8 +538,9 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     state = replace(state, reruns={key: stage for key, stage in state.reruns.items() if stage.granted != granted})
     number, incumbent, certifies = granted.experiment, state.incumbent, bool(granted.plan and granted.plan.certifies)
     assert incumbent is not None
+    if isinstance(outcome, ev.Aborted):
+        return _count_aborted(state, granted.slot, outcome)
     if not isinstance(outcome, ev.Scored):
-        state = _count_aborted(state, granted.slot, outcome) if isinstance(outcome, ev.Aborted) else state
         if certifies:
             return replace(state, lost_fresh=state.lost_fresh + 1)
         failures = incumbent.failures + (number == incumbent.experiment)
@@ -553,7 +554,7 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     old, new = _average(incumbent.scores), _average(scores)
     score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
     variance = state.variance.add(incumbent.scores, -1).add(scores)
-    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat)
+    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, failures=0)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)
 
 
@@ -565,4 +566,6 @@ def _restart(state: State) -> State:
     """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop or pause."""
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
+    incumbent = replace(state.incumbent, failures=0) if state.incumbent else None
+    state = replace(state, incumbent=incumbent, lost_fresh=0)
     return replace(state, open=stages, reruns={}, waiting={}, paused="", stopping="", ended="")

@@ -44,8 +44,6 @@ class RunLimits:
     quiet: float = 60.0  # seconds without output that are always allowed in training
     output: int = 32 << 20
     free_disk: int = 512 << 20  # bytes of disk that must be free before a run starts
-    pause: float = 10.0
-    """Seconds to wait after a run that the machine ended; more than doubled for each further one in a row."""
     reserve: int = 256 << 20  # bytes of disk that a run must leave free
     file: int = 4 << 30  # bytes of the largest file
     files: int = 20_000  # files for which a run must leave room on the disk

@@ -111,7 +111,6 @@ class BaseRunner(ABC, Generic[S]):
     put: Callable[[str], ev.Digest]  # stores a log
     on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None
     """Gets each point, and tokens per second."""
-    aborted: int = 0  # runs in a row that the machine ended
     excuses: Counter[int] = field(default_factory=Counter[int])
     """Runs in a row that were excused, by experiment."""
     faults: defaultdict[int, set[object]] = field(default_factory=lambda: defaultdict(set))
@@ -130,11 +129,9 @@ class BaseRunner(ABC, Generic[S]):
         """Train once. A failure of the machine is returned as Aborted; cancelling kills every process of the run."""
         folder, slot = self.runs / f"{granted.experiment}-{granted.run}", self.slots[granted.slot]
         try:
-            await asyncio.sleep(self.limits.pause * (2**self.aborted - 1))
             async with hold_slot(slot) as lock:
                 outcome = await self._evaluate(Attempt(granted, source, slot, lock, folder))
         except (OSError, MachineError) as error:
-            self.aborted += 1
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
@@ -143,7 +140,7 @@ class BaseRunner(ABC, Generic[S]):
             if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:
                 reason = f"{slot.devices} is sick, and is not used any more: {reason}"
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason, quarantined=is_sick)
-        self.aborted = self.excuses[granted.experiment] = 0
+        self.excuses[granted.experiment] = 0
         if not isinstance(outcome, ev.Crashed):
             self.faults[granted.slot].clear()
         return outcome
@@ -341,15 +338,15 @@ class Runner(BaseRunner[Scorer]):
 def remove_folder(folder: Path) -> None:
     """Remove a folder that hostile code has filled, whatever its depth and permissions."""
     if folder.exists():
-        _read_output("chmod", "-R", "u+rwx", "--", folder)
-        _read_output("rm", "-rf", "--", folder)
+        _run_command("chmod", "-R", "u+rwx", "--", folder)
+        _run_command("rm", "-rf", "--", folder)
 
 
 def _measure(folder: Path, unit: str = "-k") -> int:
     """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
-    return int((_read_output("du", "-s", unit, "--", folder).split() or [b"0"])[0])
+    return int((_run_command("du", "-s", unit, "--", folder).split() or [b"0"])[0])
 
 
-def _read_output(*words: str | Path) -> bytes:
-    """Return what a command prints. It is in a group of its own, so that Ctrl-C does not reach it."""
+def _run_command(*words: str | Path) -> bytes:
+    """Run a command and return what it prints. It is in a group of its own, so that Ctrl-C does not reach it."""
     return subprocess.run(words, check=False, capture_output=True, process_group=0).stdout

@@ -11,7 +11,7 @@ from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_fresh_seed
 from orchestrator.policy.evidence import compute_t, estimate_link, estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.judge import NeededRun
-from orchestrator.policy.limits import count_certificate_pairs, has_time_for
+from orchestrator.policy.limits import count_certificate_pairs, explain_aborted, has_time_for
 
 
 def list_certificate_runs(state: State) -> list[NeededRun]:
@@ -19,7 +19,8 @@ def list_certificate_runs(state: State) -> list[NeededRun]:
 
     Empty if too many of them have failed. One slow run before them does not cost the night its certificate.
     """
-    if not state.best or not has_time_for(state, 1, usual=True) or state.lost_fresh >= th.MAX_ABORTED:
+    too_many = state.lost_fresh >= th.MAX_ABORTED or explain_aborted(state)
+    if not state.best or not has_time_for(state, 1, usual=True) or too_many:
         return []
     under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]

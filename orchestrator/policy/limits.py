@@ -70,7 +70,7 @@ def explain_stop(state: State) -> str:
         limits.usd is not None and state.usd >= limits.usd and f"${limits.usd:g} are spent",
         is_on_its_own and explain_fruitless(state),
         not state.slots and f"no GPU is left: {'; '.join(state.sick.values())}",
-        state.aborted >= th.MAX_ABORTED * state.session.slots and f"the machine failed {state.aborted} times in a row",
+        explain_aborted(state),
     )
     return next((reason for reason in reasons if isinstance(reason, str) and reason), "")
 
@@ -111,6 +111,12 @@ def estimate_runs(state: State) -> float:
     return min(runs, limits.experiments if limits.experiments is not None else runs)
 
 
+def explain_aborted(state: State) -> str:
+    """Return that the machine ended too many runs in a row; empty while they are not too many."""
+    is_broken = state.aborted >= th.MAX_ABORTED * state.session.slots
+    return f"the machine failed {state.aborted} times in a row" * is_broken
+
+
 def explain_fruitless(state: State) -> str:
     """Return that too many rounds in a row led to no run, and why the last; empty while they are not too many."""
     is_fruitless = state.fruitless >= th.MAX_FRUITLESS * state.session.slots
@@ -125,7 +131,8 @@ def explain_cap(state: State, number: int) -> str:
 
 def compute_pause(state: State) -> float:
     """Return the seconds to wait before the researcher is asked again."""
-    return th.FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
+    rounds = min(state.fruitless // state.session.slots, th.MAX_FRUITLESS)
+    return th.FRUITLESS_PAUSE * 2 ** (rounds - 2) if rounds >= 2 else 0.0
 
 
 def find_stall(results: Sequence[Decided]) -> Sequence[Decided]:

@@ -117,7 +117,7 @@ CENTAUR_SHARE = 3  # one proposal in this many is the optimizer's; more did wors
 MAX_FRUITLESS = 6
 """Rounds in a row, per slot, that may lead to no run (no answer, a repeat, no candidate). Then the optimizer takes
 over, and after as many rounds of its own the night ends: every round costs money."""
-FRUITLESS_PAUSE = 15.0  # seconds of pause after the second round without a run; each further one doubles them
+FRUITLESS_PAUSE = 15.0  # seconds of pause after two rounds per slot without a run; each further one doubles them
 MAX_ABORTED = 5
 """Runs in a row, for each slot, lost to the machine after which the session ends: over four minutes of pauses have not
 helped."""

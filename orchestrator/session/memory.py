@@ -25,7 +25,7 @@ def recall_results(
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
     found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
-    for path in list_by_age(sessions.glob("[!.]*/session.db"))[: -MAX_SESSIONS - 1 : -1]:
+    for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
             if _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
