@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli.start import describe_profile
-from orchestrator.core.events import Granted, Scored
+from orchestrator.core.events import Aborted, Granted, RunMetrics, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.executor import STALE, LocalExecutor
 from orchestrator.lab.monitor import RunLimits
@@ -26,6 +27,7 @@ from prepare.manifest import BudgetAmount, Manifest
 from tests.small import small_data
 from tests.test_repo import git, project
 from tests.test_runner import HONEST, UNAUDITED
+from tests.virtual import run_virtually
 
 SCRIPT = f"DEPTH = 8  # 1..12 – blocks\nprint('depth', DEPTH)\n{HONEST}"
 
@@ -151,3 +153,39 @@ def test_the_lab_needs_no_torch():
     program = "import sys, orchestrator.executor; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+class Machine:
+    """A trainer whose broken slots end every run."""
+
+    def __init__(self, *broken):
+        self.broken, self.begun = broken, []
+
+    async def run(self, granted, _):
+        self.begun.append((granted.slot, asyncio.get_running_loop().time()))
+        await asyncio.sleep(1)
+        return (
+            Aborted(experiment=1, run=1, reason="the disk is full")
+            if granted.slot in self.broken
+            else Scored(experiment=1, run=1, val_bpb=1.0, metrics=RunMetrics(), curve=(), log="")
+        )
+
+
+def test_a_slot_pauses_after_faults_of_its_own_and_not_for_ever():
+    """One count for all slots made 16 of them wait for up to a week after a moment in which the disk was full."""
+    lab = LocalExecutor(None, machine := Machine(1), None)
+
+    async def work(slot):
+        for _ in range(7):
+            await lab.train(Granted(experiment=1, run=1, slot=slot, seed=0), "")
+
+    async def go():
+        await asyncio.gather(*map(work, range(2)))
+        machine.broken = ()
+        await lab.train(Granted(experiment=1, run=1, slot=1, seed=0), "")
+        await lab.train(Granted(experiment=1, run=1, slot=1, seed=0), "")
+
+    run_virtually(go())
+    sound, broken = ([at for slot, at in machine.begun if slot == which] for which in range(2))
+    assert [later - at for at, later in pairwise(sound)] == [1] * 6
+    assert [later - at - 1 for at, later in pairwise(broken)] == [10, 30, 70, 150, 150, 150, 150, 0]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
-from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State
+from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State, fold
 from orchestrator.policy import (
     belief,
     certification,
@@ -327,6 +327,44 @@ def test_one_slow_run_does_not_cost_the_night_its_certificate():
     assert limits.explain_stop(state)
     assert certification.list_certificate_runs(state)
     assert not certification.list_certificate_runs(replace(state, run_seconds=(52.0,) * 5))
+
+
+def fold_rerun(state: State, plan: ev.EvaluationPlan | None, *ends: type[ev.RunEvent]) -> State:
+    """Return the state after runs of the incumbent that ended so."""
+    result = {"experiment": 0, "metrics": ev.RunMetrics(), "curve": (), "log": "", "reason": "the disk is full"}
+    for run, end in enumerate(ends, 90):
+        granted = ev.Granted(experiment=0, run=run, slot=0, seed=7, plan=plan)
+        facts = result | {"run": run, "failure": "other", "message": "", "val_bpb": 2.0}
+        ended = end(**{name: value for name, value in facts.items() if name in end.model_fields})
+        state = fold([ev.Record(seq=0, at=0.0, task_id="", event=event) for event in (granted, ended)], state)
+    return state
+
+
+def test_what_the_machine_ends_counts_neither_against_the_incumbent_nor_the_certificate():
+    """After two faults nothing was kept any more, and after five there was no certificate."""
+    crashed, aborted, certifies = ev.Crashed, ev.Aborted, evaluation_plan.plan_certification(STATE)
+
+    twice = fold_rerun(STATE, None, aborted, aborted)
+    assert (twice.incumbent.failures, twice.aborted) == (0, 2)
+    assert fold_rerun(STATE, None, crashed, crashed).incumbent.failures == 2
+    assert fold_rerun(STATE, None, crashed, ev.Scored, crashed).incumbent.failures == 1, "in a row"
+    assert fold_rerun(STATE, certifies, aborted, aborted, crashed).lost_fresh == 1
+    broken = fold_rerun(replace(STATE, lost_fresh=5), None, crashed, crashed)
+    resumed = fold([ev.Record(seq=0, at=0.0, task_id="", event=ev.Resumed())], broken)
+    assert (resumed.incumbent.failures, resumed.lost_fresh) == (0, 0)
+
+
+def test_no_run_for_the_certificate_starts_where_the_machine_has_failed_too_often():
+    state = replace(STATE, incumbent=replace(STATE.incumbent, experiment=3))
+    assert certification.list_certificate_runs(state)
+    assert not certification.list_certificate_runs(replace(state, aborted=thresholds.MAX_ABORTED))
+
+
+@given(st.integers(1, 16), st.integers(0, 10_000))
+def test_the_researchers_pause_grows_with_the_rounds_of_each_slot_and_stays_bounded(slots, fruitless):
+    state = replace(STATE, started=STATE.session.model_copy(update={"slots": slots}), fruitless=fruitless)
+    assert limits.compute_pause(state) == limits.compute_pause(replace(STATE, fruitless=min(fruitless // slots, 6)))
+    assert limits.compute_pause(state) <= 240
 
 
 def test_less_code_is_no_reason_to_take_more_memory():
