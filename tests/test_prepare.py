@@ -1,6 +1,7 @@
 """The data folder: made once, the same after any death, refused when damaged, and light to read."""
 
 import dataclasses
+import json
 import random
 import re
 import subprocess
@@ -126,6 +127,38 @@ def test_a_manifest_that_is_none_is_refused(content, copy):
     (copy / "manifest.json").write_text(content)
 
     with pytest.raises(DataError, match="delete the folder"):
+        manifest.load(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq_len": "256"},
+        {"rows": {"train": 1.5}},
+        {"rows": []},
+        {"corpus": None},
+        {"versions": {"torch": 2}},
+        {"constants": {"DEPTH": "deep"}},
+        {"constants": 3},
+        {"profile": "toaster"},
+        {"profile": ["cpu"]},
+        {"budget": {"kind": "work", "amount": "1e10", "seconds": 1}},
+        {"budget": {"kind": "love", "amount": 1e10, "seconds": 1}},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_was_edited_or_is_of_another_version_is_refused(change, copy, text):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(DataError, match=r"delete the folder|again, in an empty folder"):
+        profiles.from_manifest(manifest.load(copy))
+
+
+def test_a_tokenizer_that_is_damaged_is_found_by_every_loading(copy):
+    flip(copy / "tokenizer.json")
+
+    with pytest.raises(DataError, match=r"tokenizer\.json has changed"):
         manifest.load(copy)
 
 
