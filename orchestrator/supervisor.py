@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
 from orchestrator.core.events import Continued, Ended, GuidanceChanged, Paused, StopAsked, VetoAsked
 from orchestrator.core.state import State
@@ -26,15 +28,24 @@ GUIDANCE_CHARACTERS = 8_000  # characters of guidance.md that are read
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path) -> None:
-    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises.
+    """Run the loop to its end. Raises what it or a task beside it raises, and KeyboardInterrupt on the second Ctrl-C.
 
     Returns nothing, since asyncio writes out the result of its main task, however long, to restore a signal's handler.
     """
-    outside = [
-        asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
-        asyncio.ensure_future(_stop_at_deadline(session)),
-    ]
-    over = asyncio.Event()
+    outside, failures, over = list[asyncio.Future[None]](), list[BaseException](), asyncio.Event()
+
+    def start_beside(work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        outside.append(task := asyncio.ensure_future(work))
+        task.add_done_callback(end_with)
+        return task
+
+    def end_with(task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            failures.append(error)
+            research.cancel()
+
+    start_beside(_watch_guidance(session, guidance))  # before the first proposal
+    start_beside(_stop_at_deadline(session))
     session.watchers.append(lambda: over.set() if session.state.ended else None)
     research = asyncio.ensure_future(run(session, crew, lab, over.wait))
     asked = stopped = False
@@ -52,11 +63,11 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
             return
         asked = True
         session.say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
-        outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
-        outside.append(stalled := asyncio.ensure_future(_wait_for_stall(session, STALL)))
+        start_beside(session.append("", StopAsked(reason=ASKED)))
+        stalled = start_beside(_wait_for_stall(session, STALL))
         stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now())
 
-    outside.append(asyncio.ensure_future(_watch_inbox(session, lambda: asked or request_stop())))
+    start_beside(_watch_inbox(session, lambda: asked or request_stop()))
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, request_stop)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
@@ -65,6 +76,8 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
     except asyncio.CancelledError:
         if stopped:
             raise KeyboardInterrupt from None
+        if failures:
+            raise failures[0] from None
         raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
@@ -73,7 +86,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:
             task.cancel()
-            with suppress(asyncio.CancelledError, SessionError):  # the loop raises it, too
+            with suppress(asyncio.CancelledError, SessionError):  # which is raised already
                 await task
 
 
@@ -93,10 +106,12 @@ async def _stop_at_deadline(session: Session) -> None:
 
 
 async def _wait_for_stall(session: Session, seconds: float) -> None:
-    """Return as soon as nothing trains and nothing has happened for so long: a model or git holds up the end."""
+    """Return as soon as nothing trains and no step has done anything for so long: a model or git holds up the end."""
+    begun = session.clock()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if session.clock() > session.state.now + seconds and not session.state.running:
+        last = next((record.at for record in reversed(session.records) if record.task_id), begun)  # guidance is no life
+        if session.clock() > max(begun, last) + seconds and not session.state.running:
             return
 
 
@@ -119,17 +134,25 @@ async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> 
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:
-    """Record the content of guidance.md whenever it has changed, and say so where nobody reads it."""
+    """Record a change of guidance.md that two looks have found the same, and say so where nobody reads it."""
+    before = _read_guidance(path)
     while True:
-        if (text := _read_guidance(path)) != session.state.guidance:
+        text = _read_guidance(path)
+        if text is not None and text == before and text != session.state.guidance:
             await session.append("", GuidanceChanged(text=text))
             if text and (session.state.session.crew == "optuna" or session.state.fallback):
                 session.say("guidance.md is not followed: the optimizer proposes, and it reads no text")
+        before = text
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _read_guidance(path: Path) -> str:
-    with suppress(OSError):
-        if path.is_file():  # reading a named pipe would wait for a writer
-            return read_written(path, "replace")[:GUIDANCE_CHARACTERS]
-    return ""
+def _read_guidance(path: Path) -> str | None:
+    """Return the beginning of the text, empty where there is none; None where it cannot be read."""
+    try:
+        if not S_ISREG(path.stat().st_mode):  # reading a named pipe would wait for a writer
+            return ""
+        return read_written(path, "replace", 4 * GUIDANCE_CHARACTERS)[:GUIDANCE_CHARACTERS]
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return None

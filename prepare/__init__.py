@@ -7,6 +7,7 @@ Names are resolved on first use, so that `prepare.profiles` and `prepare.manifes
 import importlib
 import os
 import sys
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -25,11 +26,16 @@ _FROM_MODULE = {
     "get_token_bytes": "evaluation",
     "make_dataloader": "loader",
 }
-SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name; print one line and exit with code 2 if no data is prepared."""
+    """Return a public name; print one line and exit with code 2 if no data is prepared, or the seed is no number."""
+    if name == "SEED":
+        given = os.environ.get("NIGHTSHIFT_SEED") or "42"
+        with suppress(ValueError):
+            return int(given)
+        print(f"prepare: NIGHTSHIFT_SEED={given} is not a number", file=sys.stderr)
+        raise SystemExit(2)
     if name in _FROM_MODULE:
         return getattr(importlib.import_module(f"prepare.{_FROM_MODULE[name]}"), name)
     if name in _FROM_MANIFEST:

@@ -12,9 +12,13 @@ class LockedError(Exception):
     """Another process holds the lock."""
 
 
-def read_written(path: Path, errors: str = "strict") -> str:
-    r"""Return a person's text, UTF-8 or marked UTF-16, its lines ended by \n. Raises OSError, UnicodeDecodeError."""
-    data = path.read_bytes()
+def read_written(path: Path, errors: str = "strict", most: int = -1) -> str:
+    r"""Return a person's text, UTF-8 or marked UTF-16, its lines ended by \n. Raises OSError, UnicodeDecodeError.
+
+    Of more than `most` bytes it is the beginning.
+    """
+    with path.open("rb") as file:
+        data = file.read(most)
     text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)
     return text.replace("\r\n", "\n")
 

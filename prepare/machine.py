@@ -80,6 +80,12 @@ def _read_gpus(handle: Any) -> list[Gpu]:
     return parts or [whole]
 
 
+def _choose_threads() -> int:
+    """Return OMP_NUM_THREADS, of which "4,2" means 4 at the outermost level; the cores where it is no such number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return (int(first) if first.isdecimal() else 0) or count_cores()
+
+
 def _read_gpu(handle: Any) -> Gpu:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node, used = str(pynvml.nvmlDeviceGetUUID(handle)), 0, 0
@@ -94,4 +100,4 @@ def _read_gpu(handle: Any) -> Gpu:
 
 
 # The number of threads is part of an experiment: it changes the last digits of sums.
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or count_cores())
+THREADS = _choose_threads()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,16 @@ class Manifest:
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
         files = {name: StoredFile(**entry) for name, entry in raw.pop("files").items()}
-        return cls(budget=BudgetAmount(**raw.pop("budget")), files=files, **raw)
+        made = cls(budget=BudgetAmount(**raw.pop("budget")), files=files, **raw)
+        hashes, sizes = [stored.sha256 for stored in files.values()], [stored.bytes for stored in files.values()]
+        names = *made.versions.values(), *made.constants.keys()
+        texts: list[object] = [made.profile, made.corpus, made.corpus_sha256, *hashes, *names]
+        counts = made.seq_len, made.vocab_size, made.eval_tokens, *sizes, *made.rows.values()
+        amounts, kinds = (made.budget.amount, made.budget.seconds), {"work", "time"}
+        is_sound = all(isinstance(text, str) for text in texts) and all(type(n) is int and n > 0 for n in counts)
+        if not (is_sound and all(0 < amount < inf for amount in amounts) and made.budget.kind in kinds):
+            raise ValueError("a field does not hold what it should")
+        return made
 
 
 def get_data_dir() -> Path:
@@ -79,7 +89,10 @@ def get_data_dir() -> Path:
 
 
 def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
-    """Return a folder's manifest; check its files' sizes and, with `verify`, their hashes. Raises DataError."""
+    """Return a folder's manifest; check its files' sizes, and the hash of the tokenizer, with `verify` of all.
+
+    Raises DataError.
+    """
     folder = get_data_dir() if folder is None else Path(folder)
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
@@ -94,7 +107,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
             raise _make_damage_error(folder, name, "is missing")
         if path.stat().st_size != stored.bytes:
             raise _make_damage_error(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
-        if verify and compute_sha256(path) != stored.sha256:
+        if (verify or path.suffix == ".json") and compute_sha256(path) != stored.sha256:
             raise _make_damage_error(folder, name, "has changed since it was prepared")
     return manifest
 

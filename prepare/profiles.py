@@ -9,7 +9,7 @@ from typing import Any
 
 from prepare.constants import Choices, Numbers, Setting, Value, with_settings
 from prepare.machine import Gpu, list_gpus
-from prepare.manifest import BudgetAmount, Manifest
+from prepare.manifest import BudgetAmount, DataError, Manifest
 from prepare.tree import NOT_PYTHON
 
 SMALLEST = {"seq_len": 1, "vocab_size": 260, "eval_tokens": 1}  # a vocabulary holds all bytes and four special tokens
@@ -131,9 +131,13 @@ def find_changes(profile: Profile) -> dict[str, Value]:
 
 
 def from_manifest(manifest: Manifest) -> Profile:
-    """Return the profile that a data folder was prepared with."""
+    """Return the profile that a data folder was prepared with. Raises DataError where there is none such."""
     sizes = {name: getattr(manifest, name) for name in (*SMALLEST, "budget")}
-    return with_constants(replace(PROFILES[manifest.profile], **sizes), manifest.constants)
+    try:
+        return with_constants(replace(PROFILES[manifest.profile], **sizes), manifest.constants)
+    except (LookupError, TypeError, ValueError):
+        words = f"profile {manifest.profile} with such constants is not known to this version"
+        raise DataError(f"the data cannot be used: {words}: prepare them again, in an empty folder") from None
 
 
 def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:

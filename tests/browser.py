@@ -37,8 +37,10 @@ class Browser:
             os.close(fd)
         self.buffer, self.number, self.session = b"", 0, None
         self.events = []
-        target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        pages = []
+        while not pages:  # it may answer before it has one
+            pages = [t["targetId"] for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page"]
+        self.session = self.ask("Target.attachToTarget", targetId=pages[0], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
         self.ask(

@@ -43,13 +43,16 @@ def _fork(
 ) -> subprocess.CompletedProcess[str]:
     request = json.dumps([words, str(folder), dict(env)]).encode()
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        socket.send_fds(server, [len(request).to_bytes(4)], [stdout.fileno(), stderr.fileno(), *given])
-        server.sendall(request)
         try:
+            socket.send_fds(server, [len(request).to_bytes(4)], [stdout.fileno(), stderr.fileno(), *given])
+            server.sendall(request)
             answer = server.recv(4, socket.MSG_WAITALL)
-        except TimeoutError as error:
+            assert len(answer) == 4, f"{words}: the server of preloaded processes has ended"
+        except BaseException as error:
             _connect.cache_clear()  # its answer may come later, and is not that to the next request
             server.close()
+            if not isinstance(error, TimeoutError):
+                raise
             printed = [file.seek(0) or file.read().decode(errors="replace") for file in (stdout, stderr)]
             raise AssertionError("\n".join([f"{words}: no end in {PATIENCE} s", *printed])) from error
         code = int.from_bytes(answer, signed=True)

@@ -216,7 +216,7 @@ profile = SessionProfile(
 )
 runner = ClusterRunner(
     connect(sys.argv[1]), "may", {"num_cpus": 1}, partial(build_runner, profile, ScriptTree(), 1), data, str,
-    lambda _, point, rate: print(point, flush=True), unsafe=True, silent=4.0,
+    lambda _, point, rate: print(point, flush=True), unsafe=True, silent=6.0,
 )
 asyncio.run(runner.run(Granted(experiment=1, run=1, slot=0, seed=5), Path("train.py").read_text()))
 """

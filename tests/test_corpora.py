@@ -256,6 +256,18 @@ def test_a_column_that_holds_no_text_is_named(values, tmp_path):
         documents(tmp_path / "a.parquet")
 
 
+def test_a_description_that_is_damaged_anywhere_is_text_or_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": ["text"]}), path, store_schema=False)
+    raw = path.read_bytes()
+    for place in range(len(raw) - 8 - int.from_bytes(raw[-8:-4], "little"), len(raw) - 8):
+        path.write_bytes(raw[:place] + b"\x06" + raw[place + 1 :])
+        try:
+            documents(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     (tmp_path / "a.txt").write_text("text", encoding="utf-8-sig")
     (tmp_path / "b.jsonl").write_text('{"text": "text"}', encoding="utf-8-sig")

@@ -203,7 +203,7 @@ def hostile(app):
 def test_a_night_through_chaos_loses_nothing(tmp_path):
     app = Scripted(script=["turn", "turn", "crash", "turn", "abandon"])
     with hostile(app) as (url, state):
-        session = night(tmp_path, url, 5, stall=1.0)
+        session = night(tmp_path, url, 5, stall=3.0)
         requests = state.journal.records(wait=2.0)
 
     faults = Counter((record.fault or "").split("@")[0] for record in requests)

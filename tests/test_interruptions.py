@@ -199,7 +199,7 @@ def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     git(place, "commit", "-qam", "much to gain")
     life = begun(place, *NIGHT[:-4], "--max-experiments", "3", "--seed", "3")
     wait_for_line(life, "granted")
-    with sqlite3.connect(place / "sessions/night/session.db", isolation_level=None) as other:
+    with sqlite3.connect(place / "sessions/night/session.db", timeout=150, isolation_level=None) as other:
         other.execute("begin immediate")
         wait_for_line(life, "database is locked")
         other.execute("rollback")
@@ -263,6 +263,7 @@ def disturb_git(place: Path, luck: random.Random) -> None:
         case 2:
             (place / ".git").rename(place / ".git-away")
             time.sleep(luck.uniform(0, 3))
+            shutil.rmtree(place / ".git", ignore_errors=True)  # which git may have made anew
             (place / ".git-away").rename(place / ".git")
         case 3:
             subprocess.run(["git", "pack-refs", "--all"], cwd=place, check=False, capture_output=True)

@@ -1,6 +1,7 @@
 """The data folder: made once, the same after any death, refused when damaged, and light to read."""
 
 import dataclasses
+import json
 import random
 import re
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from prepare import corpus, manifest, profiles
 from prepare.corpus import docstrings
 from prepare.corpus.text import read_texts
+from prepare.machine import count_cores
 from prepare.manifest import DataError
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -128,6 +130,38 @@ def test_a_manifest_that_is_none_is_refused(content, copy):
         manifest.load(copy)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq_len": "256"},
+        {"rows": {"train": 1.5}},
+        {"rows": []},
+        {"corpus": None},
+        {"versions": {"torch": 2}},
+        {"constants": {"DEPTH": "deep"}},
+        {"constants": 3},
+        {"profile": "toaster"},
+        {"profile": ["cpu"]},
+        {"budget": {"kind": "work", "amount": "1e10", "seconds": 1}},
+        {"budget": {"kind": "love", "amount": 1e10, "seconds": 1}},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_was_edited_or_is_of_another_version_is_refused(change, copy, text):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(DataError, match=r"delete the folder|again, in an empty folder"):
+        profiles.from_manifest(manifest.load(copy))
+
+
+def test_a_tokenizer_that_is_damaged_is_found_by_every_loading(copy):
+    flip(copy / "tokenizer.json")
+
+    with pytest.raises(DataError, match=r"tokenizer\.json has changed"):
+        manifest.load(copy)
+
+
 def test_loading_checks_sizes_always_and_bytes_on_request(copy):
     flip(copy / "train.bin")
 
@@ -147,6 +181,8 @@ def test_a_manifest_survives_its_own_text(data):
     ("options", "says"),
     (
         (["--corpus", "nowhere"], "no corpus nowhere"),
+        (["--corpus", "notes**/*.txt"], "no corpus notes**/*.txt"),
+        (["--corpus", "loop"], "no corpus loop"),
         (["--profile", "toaster"], "no profile toaster"),
         (["--corpus", "docstrings", "--data", "DATA"], "already holds"),
         (["--data", "/dev/null/x"], "cannot work in"),
@@ -155,6 +191,7 @@ def test_a_manifest_survives_its_own_text(data):
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, says, data, text, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
+    (tmp_path / "loop").symlink_to("loop")
     options = [str(data) if option == "DATA" else option for option in options]
 
     command = [*prepare_command(tmp_path / "data", text, *WORK), *options]
@@ -172,6 +209,23 @@ def test_too_little_text_is_said(tmp_path):
 
     assert run.returncode == 2
     assert "too little text" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "printed"),
+    [
+        ("SEED", {"NIGHTSHIFT_SEED": "7"}, "7\n"),
+        ("SEED", {"NIGHTSHIFT_SEED": ""}, "42\n"),
+        ("SEED", {"NIGHTSHIFT_SEED": "abc"}, "prepare: NIGHTSHIFT_SEED=abc is not a number\n"),
+        ("THREADS", {"OMP_NUM_THREADS": "3,2"}, "3\n"),
+        ("THREADS", {"OMP_NUM_THREADS": "0"}, f"{count_cores()}\n"),
+        ("THREADS", {"OMP_NUM_THREADS": "many"}, f"{count_cores()}\n"),
+    ],
+)
+def test_variables_are_read_as_they_may_be_set(names, value, printed):
+    command = [sys.executable, "-c", f"from prepare import {names}; print({names})"]
+    run = subprocess.run(command, env=environment(**value), capture_output=True, text=True, check=False)
+    assert (run.stdout + run.stderr, run.returncode) == (printed, 2 if "abc" in printed else 0)
 
 
 def test_a_script_without_data_is_told_the_command(tmp_path):
@@ -203,6 +257,18 @@ def test_splits_share_no_document(text):
     assert sorted(texts) == sorted(text for part in parts.values() for text in part)
     assert all(parts.values())
     assert parts == {name: part[::-1] for name, part in turned.items()}
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(text):
+    texts = list(read_texts(str(text)))
+    whole = corpus.split_documents("some", lambda: iter(texts))
+    texts.append("a document more")
+    for split in corpus.SPLITS:
+        assert list(whole.read_batches(split)), "what only follows shifts nothing"
+    del texts[7]
+    for split in corpus.SPLITS:
+        with pytest.raises(DataError, match="some has changed while it was read"):
+            list(whole.read_batches(split))
 
 
 def test_a_document_counts_once(text):

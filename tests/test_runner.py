@@ -466,7 +466,7 @@ async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
     fill = "import time; open('big', 'wb').write(bytes(64 << 20)); time.sleep(600)"
     for _ in range(4):  # others write to this disk and free it meanwhile
         free = shutil.disk_usage(bench.folder).free
-        filled = await bench.run(fill, reserve=free - (32 << 20), wall=30.0)
+        filled = await bench.run(fill, reserve=free - (32 << 20), wall=150.0)
         if filled.failure == "disk full":
             break
     assert (filled.failure, filled.message) == ("disk full", "it filled the disk")

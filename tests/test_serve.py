@@ -335,6 +335,7 @@ def test_a_browser_follows_a_night_and_vetoes_by_a_click(folder):
         deadline = time.monotonic() + 150
         while not (asked := take_controls(session.path.parent)):
             assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert asked == [Control(action="veto", experiment=2)]
 
         session.write("", ev.VetoAsked(experiment=2))

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from statistics import fmean
 
-import psutil
 import pytest
 
 from benchmarks.slots import measure, simulate
@@ -40,7 +39,7 @@ def list_scores(place, name):
     return session, found, most
 
 
-@pytest.mark.skipif(psutil.cpu_count(logical=False) < 2, reason="two slots need two cores")
+@pytest.mark.skipif(count_cores() < 2, reason="two slots need two cores")
 def test_two_slots_give_the_scores_of_one(tmp_path):
     place, words = workplace(tmp_path / "place"), ("--offline", "--hours", "1", "--max-experiments", "4", "--seed", "3")
     for count in ("1", "2"):

@@ -91,7 +91,7 @@ def test_a_machine_is_measured_by_the_steps_of_the_baseline(first, data):
     work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU)
 
     assert work == first[1][0]["work"]
-    assert 0 < seconds < 10
+    assert seconds > 0
     assert not list(data.glob(f"{calibration.PREFIX}*"))
 
 

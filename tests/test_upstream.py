@@ -39,7 +39,7 @@ async def test_it_is_trained_and_scored_by_a_process_that_has_only_the_model(tmp
     runner = Runner(
         folder,
         [Slot(folder / "slot.lock", threads=1)],
-        RunLimits(wall=150.0, quiet=0.5),  # less than it takes to compile
+        RunLimits(wall=150.0, quiet=5.0),  # less than it takes to compile
         Scorer.load(data),
         NoSandbox(),
         lambda text: logs.setdefault("0" * 64, text) and "0" * 64,
@@ -50,7 +50,7 @@ async def test_it_is_trained_and_scored_by_a_process_that_has_only_the_model(tmp
 
     assert outcome.kind == "scored", outcome
     assert 0 <= outcome.val_bpb < 8.1
-    assert outcome.metrics.uncounted >= 2.0
+    assert outcome.metrics.uncounted >= 8.0
     assert outcome.metrics.steps > 10
     (log,) = logs.values()
     assert re.search(r"^Nightshift: the first \d+ s do not count", log, re.MULTILINE)

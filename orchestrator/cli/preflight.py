@@ -370,7 +370,8 @@ class Preflight:
             other = f"{self.options.data} holds other data than {state.session.name} was measured on"
             raise UsageError(f"{other}: pass the right folder with --data")
         hashes = "; all hashes match" * self.verify
-        return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
+        name = from_manifest(manifest).name
+        return f"{manifest.corpus} for profile {name}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
     def _check_seed(self) -> Iterator[CheckResult]:
         """Check whether the baseline fixes its seed, and show what is trained instead."""

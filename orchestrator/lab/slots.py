@@ -72,7 +72,7 @@ class Slot:
             # Where containers keep the driver and where downloaded kernels are; a sandbox has no network.
             folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
             env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
-            env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
+            env |= {KERNELS: str(Path(os.environ.get(KERNELS) or "/nowhere").resolve()), "HF_HUB_OFFLINE": "1"}
         return env
 
 

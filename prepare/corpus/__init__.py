@@ -1,10 +1,10 @@
 """Open the text to train on: documents in splits for training, validation and confirmation, in a fixed order."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -48,14 +48,15 @@ def open_corpus(source: str, shards: int) -> Corpus:
 
 def canonicalize(source: str) -> str:
     """Return the corpus's name in a manifest: as given, or an absolute path."""
-    return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())
+    return source if source in {"docstrings", "climbmix"} else os.path.realpath(source)
 
 
 def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int | None = None) -> Corpus:
     """Return documents as a corpus: a hash of its content assigns each to a split, and duplicates count once.
 
     With `held_out`, only the last `held_out` documents, none of them empty, are validated on, and all others are
-    trained on. Reads all documents once. Raises DataError if there are too few for three splits.
+    trained on. Reads all documents once. Raises DataError if there are too few for three splits, and at the end of
+    each split if they are others by then: its documents could have been another split's.
     """
     digest = hashlib.sha256()
     hashes = np.fromiter((_hash_document(text, digest.update) for text in filter(None, read())), np.uint64)
@@ -71,9 +72,17 @@ def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int 
         found = f"{len(first)} document{'s' * (len(first) != 1)}"
         raise DataError(f"too little text in {name}: {found} to split, and none for {', '.join(missing)}")
 
+    def read_split(split: str) -> Iterator[str]:
+        again, wanted = hashlib.sha256(), SPLITS.index(split)
+        for text, at in zip(filter(None, read()), chosen.tobytes(), strict=False):
+            _hash_document(text, again.update)
+            if at == wanted:
+                yield text
+        if again.digest() != digest.digest():
+            raise DataError(f"{name} has changed while it was read: run the command again once nothing writes to it")
+
     def read_batches(split: str) -> Iterator[list[str]]:
-        texts, wanted = zip(filter(None, read()), chosen.tobytes(), strict=False), SPLITS.index(split)
-        return make_batches(text for text, at in texts if at == wanted)
+        return make_batches(read_split(split))
 
     return Corpus(name, digest.hexdigest(), counts, read_batches)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from pyarrow import ArrowException, parquet
+
 from prepare.corpus import track
 from prepare.manifest import DataError
 
@@ -27,10 +29,9 @@ def read_texts(source: str) -> Iterator[str]:
                 continue
             with file.open(encoding="utf-8-sig") as opened:
                 yield from _read_jsonl(opened) if file.suffix == ".jsonl" else _read_text(opened)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}") from None
-        except ValueError as error:  # pyarrow's errors are ValueErrors, too
-            fault = NOT_TEXT if isinstance(error, UnicodeDecodeError) else error
+        except (OSError, ValueError, IndexError, ArrowException) as error:  # of Parquet that is damaged, any of these
+            fault = (error.strerror if isinstance(error, OSError) else "") or " ".join(str(error).split())
+            fault = NOT_TEXT if isinstance(error, UnicodeDecodeError) else fault
             raise DataError(f"cannot read {file}: {fault}") from None
 
 
@@ -42,7 +43,10 @@ def list_files(source: str) -> list[Path]:
     elif path.is_file():
         found = [path] if path.suffix in SUFFIXES else []
     elif set(source) & set("*?["):
-        found = [file for file in Path(path.anchor).glob(source.removeprefix(path.anchor)) if file.is_file()]
+        try:
+            found = [file for file in Path(path.anchor).glob(source.removeprefix(path.anchor)) if file.is_file()]
+        except (ValueError, NotImplementedError) as error:
+            raise DataError(f"no corpus {source}: {error}") from None
     else:
         raise DataError(f"no corpus {source}: give docstrings, climbmix, or a file or folder that exists")
     if not found:
@@ -51,8 +55,6 @@ def list_files(source: str) -> list[Path]:
 
 
 def _read_parquet(path: Path) -> Iterator[str]:
-    from pyarrow import parquet
-
     with parquet.ParquetFile(path) as file:
         if "text" not in file.schema_arrow.names:
             raise ValueError("it has no column text")

@@ -12,7 +12,7 @@ from orchestrator.lab.sandbox import select
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
 from tests.hostile.enemies import CORRECTED, ENEMIES
-from tests.hostile.world import FALSE, TRUTH, World
+from tests.hostile.world import FALSE, PATIENT, TRUTH, World
 
 LIMITS = RunLimits(wall=900, free_disk=1 << 20, file=32 << 20, memory=3 << 30, output=4 << 20, processes=100)
 HONEST = "model = train(Model())\nevaluate_bpb(model, tokenizer, 16)\n"
@@ -71,7 +71,7 @@ def table(capsys):
 @pytest.mark.parametrize("tier", [TIERS[0], pytest.param("landlock", marks=[*TIERS[1].marks, pytest.mark.soak])])
 async def test_honest_code_scores_what_it_claims(tmp_path, tier):
     world = World(tmp_path, SANDBOXES[tier](), LIMITS)
-    outcome, wrong = await world.meet(HONEST, "honest")
+    outcome, wrong = await world.meet(HONEST, "honest", plan=PATIENT)
     assert not wrong
     assert isinstance(outcome, Scored), outcome
     assert outcome.audit

@@ -23,6 +23,8 @@ TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
 """A score below this is a lie."""
+PATIENT = EvaluationPlan(audit="always", confirmed=True, incumbent=7, startup_cpu=300.0, evaluation=90.0)
+"""For honest code on a slow machine."""
 STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7, startup_cpu=5.0, evaluation=1.5)
 
 
@@ -69,7 +71,7 @@ class World:
         self.logs[compute_digest(text)] = text
         return compute_digest(text)
 
-    async def meet(self, code: str, begins: str = "", times: int = 1):
+    async def meet(self, code: str, begins: str = "", times: int = 1, plan: EvaluationPlan = STRICT):
         """The outcome, and what is wrong: empty where the enemy got nothing."""
         with _bystanders(self.project) as (port, letters, process):
             words = {"WORLD": self.project, "HOME": self.home, "PORT": port, "PARENT": process.pid}
@@ -78,7 +80,7 @@ class World:
             for word, value in words.items():
                 source = source.replace(word, str(value))
             for run in range(times):
-                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1, plan=STRICT)
+                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1, plan=plan)
                 outcome = await self.runner.run(granted, source)
             wrong = list(self._wrong(outcome, letters, process))
         return outcome, wrong
