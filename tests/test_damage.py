@@ -238,6 +238,12 @@ ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) selec
             script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'),
             "cannot be the name of a session",
         ),
+        (script("update events set body = json_set(body, '$.slots', 1000000001) where seq = 0"), "100000"),
+        (script("update events set body = json_set(body, '$.limits.hours', 1e300) where seq = 0"), "1000000"),
+        (
+            script("update events set body = json_set(body, '$.experiment', 20000) where kind = 'proposed'"),
+            "experiment 20000 cannot follow",
+        ),
         (grow, "too big"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"lane text", b"l\xe3ne text")), "cannot be used"),
         (lambda path: path.write_bytes(b""), "not a session"),
