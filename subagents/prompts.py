@@ -27,7 +27,23 @@ MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 FILES = "[!.]*.md"  # not those that an editor locks or keeps
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
-JINJA = ImmutableSandboxedEnvironment(  # a session that somebody sends brings prompts of its own
+LONGEST = 4_000_000  # characters of an opening, more than any model reads
+LARGEST = 1_000_000  # number that a prompt may multiply
+
+
+class _Jinja(ImmutableSandboxedEnvironment):
+    """Takes no power, and multiplies only numbers, and only small ones: neither 9**9**9 nor "x" * 9**9 is computed."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})  # these are not computed while a template is parsed, either
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sizes = [abs(number) for number in (left, right) if isinstance(number, int | float)]
+        if operator == "**" or len(sizes) < 2 or max(sizes) > LARGEST:
+            raise TemplateRuntimeError(f"{operator} is not for this: small numbers can be multiplied, and that is all")
+        return super().call_binop(context, operator, left, right)
+
+
+JINJA = _Jinja(  # a session that somebody sends brings prompts of its own
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
 JINJA.globals.clear()  # pyright: ignore[reportUnknownMemberType] - without range, loops end
@@ -51,7 +67,12 @@ class Prompt(BaseModel):
     def render_opening(self, facts: Mapping[str, Any]) -> str:
         """Return the opening message. Raises PromptError where it cannot be rendered from these facts."""
         try:
-            return JINJA.from_string(self.template).render(facts).strip()
+            parts, size = list[str](), 0
+            for part in JINJA.from_string(self.template).generate(facts):
+                parts.append(part)
+                if (size := size + len(part)) > LONGEST:
+                    raise ValueError(f"it is longer than {LONGEST:,} characters")
+            return "".join(parts).strip()
         except (TemplateRuntimeError, *FAULTS, TypeError, MemoryError) as error:
             words = str(error) or type(error).__name__
             raise PromptError(f"a prompt cannot be rendered: {words}") from error

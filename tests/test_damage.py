@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
 from tests.hunting import try_examples
+from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
 
 GOLDEN = [ROOT / f"tests/golden/{name}.db" for name in ("offline-3", "agents-2")]
@@ -238,6 +239,12 @@ ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) selec
             script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'),
             "cannot be the name of a session",
         ),
+        (script("update events set body = json_set(body, '$.slots', 1000000001) where seq = 0"), "100000"),
+        (script("update events set body = json_set(body, '$.limits.hours', 1e300) where seq = 0"), "1000000"),
+        (
+            script("update events set body = json_set(body, '$.experiment', 20000) where kind = 'proposed'"),
+            "experiment 20000 cannot follow",
+        ),
         (grow, "too big"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"lane text", b"l\xe3ne text")), "cannot be used"),
         (lambda path: path.write_bytes(b""), "not a session"),
@@ -253,6 +260,32 @@ def test_what_is_wrong_is_said_in_a_line(damage, words, tmp_path):
         assert code == 2
         assert words in err
         assert err.count("\n") == 1
+
+
+EVIL = "char(27, 155, 8238) || '[2J'"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"body = json_set(body, '$.kind', {EVIL}) where seq = 9",
+        f"body = json_set(body, '$.name', {EVIL}) where seq = 0",
+        f"body = json_set(body, '$.crew', {EVIL}, '$.style', {EVIL}) where seq = 0",
+        f"body = json_set(body, '$.proposal.title', {EVIL}) where kind = 'proposed'",
+        f"body = json_set(body, '$.reason', {EVIL}) where kind in ('kept', 'discarded')",
+        f"lane = {EVIL} || lane where seq = 9",
+        f"lane = {EVIL} where seq = 9",
+    ],
+)
+def test_no_word_of_a_file_controls_a_terminal(change, tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    script(f"update events set {change}")(path)
+    for command, *options in (*READERS, ["replay", "--salvage"], ["replay", "--json"]):
+        _, out, err = run(command, str(path), *options)
+        assert not STEERING.search(out + err), ascii(STEERING.findall(out + err))
+        assert "Traceback" not in err
+    for log in tmp_path.glob("out/*log*"):
+        assert not STEERING.search(log.read_text()), log
 
 
 def test_an_index_of_another_program_does_no_harm(tmp_path):

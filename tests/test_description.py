@@ -46,6 +46,8 @@ def test_telemetry_is_averaged_where_it_is_known():
         "update/y": [(0.1, 7.0)],
     }
     assert average_telemetry([]) == {}
+    (points,) = average_telemetry([run(2.0).model_copy(update={"telemetry": {"position": (1.0,) * 40_000}})]).values()
+    assert len(points) == 64, "whose positions are powers of two"
 
 
 def audit(claimed: float) -> ev.Audit:

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from orchestrator.core import events as ev
+from orchestrator.core.text import make_printable
 from orchestrator.ports import Log
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
-from orchestrator.views.musings import write_musings
+from orchestrator.views.musings import search, write_musings
 from orchestrator.views.notify import Notifier
 from orchestrator.views.observers import Observers
-from orchestrator.views.output import make_printable
 from orchestrator.views.report import write_files
 from orchestrator.views.terminal import Terminal
 from tests.fakes import started
@@ -92,6 +92,13 @@ def test_a_walk_and_its_pages_are_harmless(session):
         assert is_harmless(page), record.event.kind
         assert len(event_text.write_line(record)) < 160
         assert len(page) < 6 * event_text.LONGEST
+
+
+def test_what_a_search_finds_is_harmless(tmp_path):
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night/001-x.md").write_text(f"---\nfamily: other\n---\n# 1. {EVIL}\n\n{EVIL} words\n")
+    (hit,) = search(tmp_path, "words")
+    assert is_harmless(hit.title + hit.snippet)
 
 
 def test_musings_are_harmless_and_bounded(session, tmp_path):

@@ -419,6 +419,13 @@ def test_certificate_intervals_cover_what_they_say_where_the_best_is_noisier(rat
     assert 0.83 < covered / 250 < 0.97
 
 
+def test_a_limit_of_any_size_is_not_counted_out():
+    limits = ev.SessionLimits(hours=8, experiments=10**15)
+    started = STATE.session.model_copy(update={"limits": limits})
+    (step,) = find_due(replace(STATE, started=started, parents={0: MADE}))
+    assert step.task_id == "propose 1"
+
+
 def test_the_certificate_does_not_wait_for_a_post_mortem():
     kept = ev.Kept(**{**NUMBERS, "experiment": 3}, score_to_beat=1.9)
     state = replace(

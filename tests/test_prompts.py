@@ -199,6 +199,10 @@ def test_a_style_that_cannot_be_used_is_refused_with_the_place(tmp_path, file, t
         "{% for i in range(10 ** 9) %}{% endfor %}",
         "{{ facts[99].x }}",
         "{{ 1 / 0 }}",
+        "{{ 9**(9**9) }}",
+        "{{ 'a' * 20000000 }}",
+        "{{ '%5000000d' % 1 }}",
+        "{{ '%5000000d'|format(1) }}",
     ],
 )
 def test_a_prompt_that_came_with_a_session_can_do_nothing(template):

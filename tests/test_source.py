@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core import source
 from orchestrator.core.source import (
     compute_fingerprint,
     count_changes,
@@ -143,3 +144,9 @@ def test_lines_come_back_as_they_were():
 @given(st.text("ab\r\n\f\ufeff"))
 def test_an_unchanged_text_comes_back_byte_for_byte(text):
     assert restore_lines(normalize_lines(text), text) == text
+
+
+def test_a_long_diff_is_not_kept_in_memory_with_its_texts():
+    before = source._diff.cache_info().currsize
+    assert diff("x" * 1_000_000, "y") == f"@@ -1 +1 @@\n-{'x' * 1_000_000}\n+y"
+    assert source._diff.cache_info().currsize == before

@@ -21,9 +21,11 @@ from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Options, Paths, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
+from orchestrator.core.text import make_printable
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from orchestrator.views.musings import search
+from orchestrator.views.output import print_safely
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
@@ -121,7 +123,7 @@ def replay(
         elif event >= len(session.records):
             raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
         elif as_json:
-            print(session.records[event].model_dump_json())
+            print(event_text.write_json(session.records[event]))
         else:
             _show_pages([event_text.write_page(session, event, full=full)])
 
@@ -138,7 +140,7 @@ def _show_pages(pages: Iterable[str]) -> None:
 def _walk(session: Session, until: int | None, *, step: bool, as_json: bool) -> None:
     records, task = session.records[:until], session.state.session.task
     for record in records:
-        print(record.model_dump_json() if as_json else event_text.write_line(record, task))
+        print(event_text.write_json(record) if as_json else event_text.write_line(record, task))
         if step and typer.getchar() in {"q", "\x1b", "\x03"}:
             return
     if not as_json:
@@ -163,7 +165,7 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     for divergence in divergences:
         # With other prompts the request of every reply differs, too.
         if not prompts or kinds[divergence.seq] != "replied" or divergence.seq == len(tape.records):
-            print(f"event {divergence.seq} differs\n{divergence.difference}\n")
+            print_safely(f"event {divergence.seq} differs\n{divergence.difference}\n")
     if opened := [str(number) for number, kind in kinds.items() if kind == "opened"]:
         print(f"The openings of these conversations change: {', '.join(opened)}")
     if tape.upcoming:
@@ -230,10 +232,10 @@ def compare(
     findings = comparison.list_findings(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
-        table.add_row(figure, *(row.table[figure] for row in rows))
+        table.add_row(figure, *(make_printable(row.table[figure]) for row in rows))
     console.print(table)
     for finding, *gained in findings:
-        print(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
+        print_safely(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))

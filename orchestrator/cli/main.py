@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
-from orchestrator.views.output import harden_streams
+from orchestrator.core.text import flatten
+from orchestrator.views.output import harden_streams, print_safely
 from prepare.command import UserError
 from subagents import PromptError
 
@@ -129,5 +130,5 @@ def main(words: Sequence[str] | None = None) -> None:
         said = error.format_message() if isinstance(error, TyperException) else str(error)
         if isinstance(error, OSError):
             said = f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)"
-        print(f"nightshift: {' '.join(said.split())}", file=sys.stderr)
+        print_safely(f"nightshift: {flatten(said)}", sys.stderr)
         raise SystemExit(opt.ExitCode.USAGE) from None

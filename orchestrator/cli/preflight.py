@@ -39,6 +39,7 @@ from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.repo import Repo, RepoError
 from orchestrator.views.notify import make_sender
+from orchestrator.views.output import print_safely
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import read_values, with_originals
@@ -209,7 +210,7 @@ class Preflight:
                 raise UsageError(result.message)
             warnings += [result] * (result.state == "warn")
         for warning in warnings:
-            print(f"nightshift: {warning.message}", file=sys.stderr)
+            print_safely(f"nightshift: {warning.message}", sys.stderr)
         if is_asked and "constants" in (warning.subject for warning in warnings):
             self.ask_to_fit(typer.confirm)
 

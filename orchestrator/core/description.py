@@ -16,6 +16,7 @@ CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end
 """Shares of the budget at which two curves are compared in words."""
 WINDOW = 0.1  # share of the budget that a loss is averaged over: a single step's is mostly its batch's
 NEARLY = 0.9  # share of the budget from which a curve counts as complete
+POINTS = 64  # most numbers of a series: eleven are tenths of a budget, and a row has 2**POINTS positions at most
 SERIES = 96  # most numbers that one run may report by name, and that are shown of several
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
@@ -56,7 +57,7 @@ def average_telemetry(runs: Sequence[ev.RunResult]) -> dict[str, list[tuple[floa
     """Return what the runs reported, by name: shares of the budget, each with the mean over the runs that have it."""
     names, found = dict.fromkeys(name for run in runs for name in run.telemetry), dict[str, list[tuple[float, float]]]()
     for name in islice(names, SERIES):
-        columns = enumerate(zip_longest(*(run.telemetry.get(name, ()) for run in runs)))
+        columns = enumerate(zip_longest(*(run.telemetry.get(name, ())[:POINTS] for run in runs)))
         known = ((tenth / 10, [value for value in column if value is not None]) for tenth, column in columns)
         found[name] = [(share, fmean(values)) for share, values in known if values]
     return found

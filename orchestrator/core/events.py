@@ -151,7 +151,7 @@ class Notebook(Answer):
 class SessionLimits(Frozen):
     """What a session may spend; None means no limit."""
 
-    hours: float
+    hours: float = Field(le=1e6)  # which dates can be counted from
     experiments: int | None = None
     usd: float | None = None
     experiment_usd: float | None = None
@@ -262,7 +262,7 @@ class RunEvent(ExperimentEvent):
 
 class Started(SessionSettings, BaseEvent, kind="started"):
     version: int = VERSION
-    slots: int = 1
+    slots: int = Field(default=1, le=100_000)  # they are listed
     seed: int  # seed that all other seeds are drawn from
     commit: str
     profile: SessionProfile

@@ -19,6 +19,7 @@ from prepare.constants import LOOKUPS, get_name, list_values
 from prepare.tree import NOT_PYTHON, join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
+MAX_KNOWN = 1_000_000  # characters of two texts whose diff is kept in memory, with them
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
 SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_rng"} | _BIT_GENERATORS
 """Functions that take a seed although their names do not say so."""
@@ -129,9 +130,13 @@ def restore_lines(source: str, original: str) -> str:
     return BYTE_ORDER_MARK + source if bare != original else source
 
 
-@lru_cache(maxsize=256)  # each view shows it
 def diff(old: str, new: str, context: int = 3) -> str:
     """Return a unified diff; file headers only where there are several files. Empty where the two are equal."""
+    return (_diff if len(old) + len(new) < MAX_KNOWN else _diff.__wrapped__)(old, new, context)
+
+
+@lru_cache(maxsize=256)  # each view shows it
+def _diff(old: str, new: str, context: int) -> str:
     rows = [row for path, change in _compare_files(old, new, context) for row in (change if path else change[2:])]
     return "\n".join(rows)
 

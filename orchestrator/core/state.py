@@ -94,6 +94,9 @@ UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
 MAY_REPEAT: tuple[Status, ...] = ("not tested", "vetoed")
 """Ends after which the same code may run: it has not been measured as it was meant."""
+MAX_SKIPPED = (
+    10_000  # numbers that requests under way may leave open: each takes memory, and files may come from anyone
+)
 SAME = 3e-7  # largest relative difference of identical runs: below the last digit of a printed val_bpb
 
 
@@ -395,6 +398,8 @@ def apply(state: State, record: ev.Record) -> State:
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
         case ev.Proposed(experiment=number, proposal=proposal, shelved=drafts):
+            if number - state.next + len(state.skipped) > MAX_SKIPPED:
+                raise ValueError(f"record {record.seq}: experiment {number} cannot follow {state.next - 1}")
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)

@@ -4,6 +4,9 @@ import re
 
 import humanize
 
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters except tab and newline, marks of text direction, lone surrogates."""
+
 
 def format_count(number: float) -> str:
     """Return a number in three digits, with k or M."""
@@ -35,3 +38,10 @@ def shorten(text: str, limit: int) -> str:
     """Return the text on one line, cut to that many characters."""
     line = flatten(text)
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def make_printable(text: str, limit: int | None = None) -> str:
+    """Return an untrusted text that cannot control a terminal or reorder its surroundings, cut to a limit."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]}\n… {len(text) - limit:,} more characters"
+    return UNPRINTABLE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training
@@ -177,7 +177,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     behind = sum(1 for stage in waiting if not (_is_ahead(state) and getattr(stage, "scores", ())))
     wanted = max(slots - behind, 0)
     end = state.next + wanted if limits.experiments is None else limits.experiments + state.lost + 1
-    numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
+    numbers = list(islice(chain(sorted(state.skipped), range(state.next, end)), wanted))
     if not numbers:
         return []
     if own := find_ablation(state) or find_combination(state):

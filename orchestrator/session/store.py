@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
+from orchestrator.core.text import flatten, make_printable
 from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import open_replacement
@@ -211,14 +212,14 @@ class Session(Log):
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
         except (*DAMAGE, sqlite3.Error) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            damage = f"{self.path} is damaged: event {seq}: {reason}"
+            damage = make_printable(f"{self.path} is damaged: event {seq}: {reason}")
             if not self.salvage:
                 raise SessionError(damage) from error
             self.say(f"{damage}; what follows is left out")
         if not self.state.started:
             raise SessionError(f"{self.path} has no events: the session never began; delete {self.path.parent}")
         name = self.state.session.name
-        if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
+        if name[:1] in ("", ".") or flatten(make_printable(name)) != Path(name).name:  # part of paths, and of lines
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
 
 

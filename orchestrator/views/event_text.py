@@ -8,9 +8,8 @@ from functools import partial
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
 from orchestrator.core.task import EXAMINED, Task
-from orchestrator.core.text import shorten
+from orchestrator.core.text import UNPRINTABLE, make_printable, shorten
 from orchestrator.ports import Log
-from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
@@ -23,7 +22,13 @@ HEAD, TAIL = 12, 3  # lines of a long text that remain when it is folded
 def write_line(record: ev.Record, task: Task = EXAMINED, pattern: str = "%H:%M:%S") -> str:
     """Return a line of `replay` or log.txt: number, time in that pattern, task, kind, summary."""
     event, clock = record.event, format_local(record.at, pattern)
-    return f"{record.seq:5}  {clock}  {record.task_id:18}  {event.kind:11} {summarize(event, task)}"
+    lane = shorten(record.task_id, 40)
+    return make_printable(f"{record.seq:5}  {clock}  {lane:18}  {event.kind:11} {summarize(event, task)}")
+
+
+def write_json(record: ev.Record) -> str:
+    """Return a record as one line of JSON, in which what would control a terminal is escaped."""
+    return UNPRINTABLE.sub(lambda character: f"\\u{ord(character[0]):04x}", record.model_dump_json())
 
 
 def summarize(event: ev.Event, task: Task = EXAMINED) -> str:

@@ -7,10 +7,9 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.task import EXAMINED, Task
-from orchestrator.core.text import flatten, shorten
+from orchestrator.core.text import flatten, make_printable, shorten
 from orchestrator.policy.limits import remember, remember_each
 from orchestrator.ports import Log
-from orchestrator.views.output import make_printable
 
 UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Idea: "proposed",

@@ -19,7 +19,7 @@ from weakref import finalize
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, Idea, State
 from orchestrator.core.task import BPB
-from orchestrator.core.text import flatten, name_numbers
+from orchestrator.core.text import flatten, make_printable, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import summarize, tabulate
@@ -195,6 +195,7 @@ def read_musing(path: Path) -> tuple[dict[str, Any], str]:
     text = ""
     with suppress(OSError, ValueError):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
+        text = make_printable(text)
         matter, body = split_front_matter(text)
         return matter, body.lstrip()
     return {}, text

@@ -8,10 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from orchestrator.core.events import Promoted, Record, Waiting
-from orchestrator.core.text import shorten
+from orchestrator.core.text import make_printable, shorten
 from orchestrator.ports import Log
 from orchestrator.views.experiments import list_rows
-from orchestrator.views.output import make_printable
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.command import UserError

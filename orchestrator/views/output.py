@@ -8,7 +8,6 @@ import codecs
 import io
 import os
 import queue
-import re
 import select
 import sys
 import threading
@@ -16,19 +15,17 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from orchestrator.core.text import make_printable
+
 PLAIN = dict(zip("→−–±σ…─━·✓✗", ["->", "-", "-", "+/-", "sigma", "...", "-", "=", "|", "+", "x"], strict=True))
 """Replacements for characters that the locale's encoding lacks; any other becomes a question mark."""
 PENDING = 1_000  # writes that may wait for a slow reader; further ones are dropped
 PATIENCE = 5.0  # seconds that the process waits at its end for pending output
-UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters except tab and newline, marks of text direction, lone surrogates."""
 
 
-def make_printable(text: str, limit: int | None = None) -> str:
-    """Return an untrusted text that cannot control a terminal or reorder its surroundings, cut to a limit."""
-    if limit is not None and len(text) > limit:
-        text = f"{text[:limit]}\n… {len(text) - limit:,} more characters"
-    return UNPRINTABLE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
+def print_safely(text: str, file: TextIO | None = None) -> None:
+    """Print a text that may hold what a stranger wrote."""
+    print(make_printable(text), file=file)
 
 
 def spell_out(error: UnicodeError) -> tuple[str, int]:

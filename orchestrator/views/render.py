@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from orchestrator.core.templates import load_templates
-from orchestrator.views.output import make_printable
+from orchestrator.core.text import make_printable
 
 LONGEST = 20_000  # characters of a text by an agent or a run
 File = tuple[Path, object, Callable[[], str | bytes | Iterable[str]]]

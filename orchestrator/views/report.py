@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from pyarrow import csv
 
-from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned, Record
+from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds, remember_each
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, draw_telemetry, render_page
-from orchestrator.views.event_text import write_line
+from orchestrator.views.event_text import write_json, write_line
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
@@ -53,7 +53,7 @@ def list_files(log: LogReader, folder: Path, **how: Any) -> Iterator[File]:
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
     """Write log.jsonl and, for people, log.txt, or append what follows the `known` records. Raises OSError."""
     write = partial(write_line, task=log.state.session.task, pattern="%Y-%m-%d %H:%M:%S")
-    for path, tell in ((folder / "log.jsonl", Record.model_dump_json), (folder / "log.txt", write)):
+    for path, tell in ((folder / "log.jsonl", write_json), (folder / "log.txt", write)):
         begun = known if path.is_file() else 0
         lines = "".join(f"{tell(record)}\n" for record in log.records[begun:])
         if begun:

@@ -15,12 +15,11 @@ from rich.text import Text
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Training
-from orchestrator.core.text import format_count
+from orchestrator.core.text import format_count, make_printable
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
 from orchestrator.views.experiments import ExperimentRow, list_open_rows, list_rows
-from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
