@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anthropic
@@ -21,7 +21,7 @@ from anthropic.lib.streaming import AsyncMessageStream
 
 from subagents import prices
 from subagents.agent import Json, OnWait, Reply, Request, count_tokens
-from subagents.cli_model import ask_program
+from subagents.cli_model import ProgramError, ask_program
 from subagents.prompts import PREFIX
 
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
@@ -93,13 +93,24 @@ class Claude:
         return prices.estimate_most(request.model, characters, request.max_tokens)
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
-        """Return the model's message, or a reply that states the error; retry transient failures."""
+        """Return the model's message, or a reply that states the error; retry transient failures.
+
+        It costs what all attempts may have cost; a price is unknown only where `at_most` knows none.
+        """
 
         async def before_sleep(state: tenacity.RetryCallState) -> None:
             pause = state.upcoming_sleep
             if pause > LONG_PAUSE:
                 await on_wait(self.clock() + pause, self._reason(state.outcome and state.outcome.exception()))
 
+        async def attempt() -> Reply:
+            try:
+                return await self._turn(request)
+            except Exception as error:
+                lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * may_be_billed(error))
+                raise
+
+        most, lost = self.at_most(request), list[float]()
         patience = tenacity.stop_after_attempt(ATTEMPTS)
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -110,12 +121,14 @@ class Claude:
             reraise=True,
         )
         try:
-            return await retrying(self._turn, request)
+            reply: Reply = await retrying(attempt)
         except (anthropic.AnthropicError, httpx2.HTTPError, OSError) as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
-            return Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
+            reply = Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
+        usd = most if reply.usd is None else reply.usd
+        return replace(reply, usd=usd if not sum(lost) else (usd or 0.0) + sum(lost))
 
     async def check(self, model: str, effort: str = "") -> tuple[bool, str]:
         """Have a model call a small tool; return whether a night may begin, and what went wrong; empty if nothing."""
@@ -160,7 +173,9 @@ class Claude:
                 raise
             self.without_effort.add(request.model)
             return await self._turn(request)
-        return Reply(message, count_tokens(message.get("usage") or {}), prices.compute_usd(message))
+        usd = prices.compute_usd(message)
+        usd = prices.compute_usd(message | {"model": request.model}) if usd is None else usd  # a gateway's own name
+        return Reply(message, count_tokens(message.get("usage") or {}), usd)
 
     def _reason(self, error: BaseException | None) -> str:
         """Return the error in one line, without the key, which a server may echo."""
@@ -184,6 +199,14 @@ def is_transient(error: BaseException) -> bool:
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
+
+
+def may_be_billed(error: BaseException) -> bool:
+    """Return whether a request that failed so had begun a stream, or was given up while its server may have worked."""
+    if isinstance(error, anthropic.APIStatusError):
+        return error.status_code == 200  # inside a stream
+    is_late = isinstance(error, anthropic.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout)
+    return is_late or isinstance(error, (httpx2.HTTPError, TimeoutError))  # before a stream the SDK has its own errors
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
@@ -235,8 +258,8 @@ def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
 
 
 def _choose_pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome and state.outcome.exception()
+    error, pause = state.outcome and state.outcome.exception(), tenacity.wait_random_exponential(max=MAX_PAUSE)(state)
     if isinstance(error, anthropic.APIStatusError):
         with suppress(KeyError, ValueError):
-            return min(max(0.0, float(error.response.headers["retry-after"])), MAX_RETRY_AFTER)
-    return tenacity.wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)
+            return max(pause, min(float(error.response.headers["retry-after"]), MAX_RETRY_AFTER))
+    return pause

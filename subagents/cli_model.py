@@ -13,6 +13,7 @@ import signal
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ CLAUDE = shlex.split(  # with these options Claude Code only answers: no tools, 
     "--no-session-persistence"
 )
 MAX_PRINTED = 1 << 20  # bytes that a program may print
-PATIENCE = 10.0  # seconds in which a killed program has ended, and in which its folder is removed
+PATIENCE = 10.0  # seconds for a killed program to end, for the output of one that has ended, and to remove its folder
 MAX_WORD = 120_000  # bytes of a word of a command: Linux takes 128 KiB
 BRACE, MAX_FAULTS = re.compile(r'\{\s*["}]'), 50  # where an object may begin, and how often none does
 OURS = ("ANTHROPIC_", "NIGHTSHIFT_", "HF_TOKEN", "CLAUDECODE")  # variables that a program does not get, by beginning
@@ -55,33 +56,40 @@ class Envelope(BaseModel):
     total_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
+class ProgramError(ChildProcessError):
+    """A program says that it failed, and what that has cost in dollars."""
+
+    def __init__(self, words: str, usd: float | None) -> None:
+        super().__init__(words)
+        self.usd = usd or 0.0
+
+
 async def ask_program(request: Request, seconds: float) -> Reply:
     """Return a program's reply; kill it if it is cancelled or takes too long, and then ask no more. Raises OSError."""
     words, prompt = write_command(request)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
     async with _make_folder() as folder:
-        where: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True, **pipes}
-        process: Any = await asyncio.create_subprocess_exec(*words, **where)
+        how: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True}
+        transport, program = await asyncio.get_running_loop().subprocess_exec(_Program, *words, **how)
         try:
             async with asyncio.timeout(seconds):
-                process.stdin.write(prompt.encode("utf-8", "replace"))
-                process.stdin.write_eof()  # one that has not read all of it by its end does no harm
-                printed, errors = await _read_all(process)
-                await process.wait()
-        except TimeoutError:
-            return Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s")
+                stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
+                stdin.write(prompt.encode("utf-8", "replace"))
+                stdin.write_eof()  # one that has not read all of it by its end does no harm
+                await program.ended.wait()
+            await _wait_a_little(program.closed)  # a process of its own may hold its output open
+        except TimeoutError:  # what that cost is not known
+            return replace(Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s"), usd=None)
         finally:
-            _kill(process)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):  # a process of its own, gone elsewhere, may hold its output open
-                    await _read_all(process)
-                    await process.wait()
+            program.kill()
+            await _wait_a_little(program.ended)
+            transport.close()
+    printed, errors, code = program.printed[1], program.printed[2], transport.get_returncode()
     if max(len(printed), len(errors)) > MAX_PRINTED:
         raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
     text = printed.decode("utf-8", "replace")
-    if process.returncode and _find_object(text).get("type") != "result":
-        raise ChildProcessError(f"exit code {process.returncode}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
+    if code and _find_object(text).get("type") != "result":
+        raise ChildProcessError(f"exit code {code}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
     return read_reply(request, text)
 
 
@@ -92,33 +100,51 @@ async def _make_folder() -> AsyncGenerator[str]:
     try:
         yield folder
     finally:
-        with suppress(OSError):  # no room for a process: the answer counts all the same
+        with suppress(OSError):  # no room for a process, or no end: the answer counts all the same
             words = ("rm", "-rf", "--", folder)  # a process, since what the program left may fill the folder for ever
-            removal = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
-            with suppress(TimeoutError):
+            how: dict[str, Any] = {"stderr": asyncio.subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C is ours
+            removal = await asyncio.create_subprocess_exec(*words, **how)
+            try:
                 async with asyncio.timeout(PATIENCE):
                     await removal.wait()
-            with suppress(ProcessLookupError):
-                removal.kill()
+            finally:
+                with suppress(ProcessLookupError):
+                    removal.kill()
 
 
-async def _read_all(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-    """Return what it prints until it ends, output and errors, of each no more than a byte too much; then kill it."""
+class _Program(asyncio.SubprocessProtocol):
+    """A process: what it prints, of output and errors no more than a byte too much each, and how far it is."""
 
-    async def read(stream: asyncio.StreamReader | None) -> bytes:
-        printed = b""
-        while stream and (piece := await stream.read(1 << 16)):
-            printed += piece[: MAX_PRINTED + 1 - len(printed)]
-            if len(printed) > MAX_PRINTED:
-                _kill(process)
-        return printed
+    def __init__(self) -> None:
+        self.printed, self.ended, self.closed = {1: b"", 2: b""}, asyncio.Event(), asyncio.Event()
+        self.open = {1, 2}
 
-    return await asyncio.gather(read(process.stdout), read(process.stderr))
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.pid = cast("asyncio.SubprocessTransport", transport).get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.printed[fd] += data[: MAX_PRINTED + 1 - len(self.printed[fd])]
+        if len(self.printed[fd]) > MAX_PRINTED:
+            self.kill()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        self.open.discard(fd)
+        if not self.open:
+            self.closed.set()
+
+    def process_exited(self) -> None:
+        self.ended.set()
+
+    def kill(self) -> None:
+        """End it, and all processes of its group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+async def _wait_a_little(event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            await event.wait()
 
 
 def write_command(request: Request) -> tuple[list[str], str]:
@@ -141,7 +167,7 @@ def read_reply(request: Request, printed: str) -> Reply:
             envelope = Envelope.model_validate(answer)
             printed = envelope.result or envelope.subtype
             if envelope.is_error and envelope.subtype != "error_max_structured_output_retries":
-                raise ChildProcessError(printed[-250:])
+                raise ProgramError(printed[-250:], envelope.total_cost_usd)
             answer = envelope.structured_output or _find_object(printed)
         calls = list(enumerate(Turn.model_validate(answer).calls, 100 * len(request.messages)))
         content = [{"type": "tool_use", "id": f"call_{i}", "name": call.tool, "input": call.input} for i, call in calls]

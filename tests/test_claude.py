@@ -133,6 +133,43 @@ def test_a_price_that_nobody_knows_is_unknown(mock):
     assert asking.claude.at_most(request()) > 500 * 20e-6
 
 
+@pytest.mark.parametrize(
+    ("changes", "cost"),
+    [
+        ({"model": "our-gateway/opus"}, 1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6),
+        ({"model": "our-gateway/opus", "usage": {"output_tokens": 1}}, None),
+    ],
+)
+def test_what_a_gateway_calls_otherwise_or_does_not_count_is_paid_for_all_the_same(changes, cost):
+    with server(whole(**changes)) as (url, _):
+        asking = Asking(url)
+        reply = asking()
+
+    assert reply.stop_reason == "end_turn"
+    assert reply.usd == pytest.approx(cost or asking.claude.at_most(request()))
+
+
+def test_an_attempt_that_its_server_may_bill_counts_though_it_fails():
+    cut, price = whole()[:-2], 1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6
+    busy = refusal(529, "overloaded_error", "busy")
+    with server(cut, busy, cut, whole()) as (url, _):
+        asking = Asking(url)
+        assert asking().usd == pytest.approx(2 * asking.claude.at_most(request()) + price)
+    with server(cut) as (url, _):
+        asking = Asking(url)
+        reply = asking()
+    assert reply.stop_reason == "failed"
+    assert reply.usd == pytest.approx(ATTEMPTS * asking.claude.at_most(request()))
+    assert Asking("http://127.0.0.1:1")().usd == 0.0
+
+
+def test_a_server_that_says_nothing_for_long_may_bill_it(mock):
+    mock.state.scenarios.add(StreamFault("stall", after_chunks=0, stall_seconds=12.0))
+    asking = Asking(mock.base_url("anthropic"), stall=3.0)
+
+    assert asking().usd > asking.claude.at_most(request())
+
+
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
 def test_what_may_pass_is_tried_again(mock, status):
     mock.state.scenarios.add(Fail(status, times=3))
@@ -218,6 +255,16 @@ def test_a_long_wait_is_told_and_a_short_one_is_not():
     assert asking.slept == [5.0, 7200.0]
     assert [until for until, _ in asking.waits] == [8200.0]
     assert "slow" in asking.waits[0][1]
+
+
+@pytest.mark.parametrize("seconds", ["0", "1", "-5", "nan", "soon"])
+def test_a_server_that_asks_for_less_patience_than_ours_gets_ours(seconds):
+    with server(refusal(529, "overloaded_error", "busy", {"retry-after": seconds})) as (url, got):
+        asking = Asking(url)
+        asking()
+
+    assert len(got) == ATTEMPTS
+    assert sum(asking.slept) > 60
 
 
 def test_a_server_that_is_not_there_is_tried_for_long_and_then_given_up():

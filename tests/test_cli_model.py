@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import shlex
 import shutil
 import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -194,6 +196,32 @@ def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
     assert 1 < len(asking.slept) < ATTEMPTS
 
 
+def test_what_failed_attempts_have_cost_counts(tmp_path):
+    """The program says so twice, and then answers for two cents."""
+    envelope = {"type": "result", "is_error": True, "result": "Overloaded", "total_cost_usd": 0.7}
+    answer = {"type": "result", "result": '{"calls": [{"tool": "ready", "input": {}}]}', "total_cost_usd": 0.02}
+    for name, printed in {"error": envelope, "answer": answer}.items():
+        (tmp_path / name).write_text(json.dumps(printed))
+    count = f"cat > /dev/null; echo >> {tmp_path}/asked; "
+    often = f"if [ $(wc -l < {tmp_path}/asked) -lt 3 ]; then cat {tmp_path}/error; exit 1; fi; cat {tmp_path}/answer"
+    reply, _ = ask(replace(make_request(""), model=f"cli:sh -c {shlex.quote(count + often)}"))
+
+    assert reply.stop_reason == "tool_use"
+    assert reply.usd == pytest.approx(1.42)
+
+
+def test_an_answer_counts_though_a_process_of_its_own_holds_the_output_open(tmp_path):
+    hold = f"cat > /dev/null; setsid sleep 600 & echo $! > {tmp_path}/left"
+    answer = """echo '{"calls": [{"tool": "ready", "input": {}}]}'"""
+    try:
+        request = replace(make_request(""), model=f"cli:sh -c {shlex.quote(f'{hold}; {answer}')}")
+        reply = asyncio.run(ask_program(request, 30))
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(int((tmp_path / "left").read_text())).kill()
+    assert [call.name for call in reply.calls] == ["ready"]
+
+
 @pytest.mark.parametrize(
     ("command", "said", "attempts"),
     [
@@ -213,12 +241,18 @@ def test_a_program_that_takes_too_long_is_killed():
     reply = asyncio.run(ask_program(replace(make_request(""), model="cli:sleep 600"), 0.2))
     assert reply.stop_reason == "failed", "and it is not asked again: each time could take half an hour"
     assert reply.message["error"].startswith("sleep gave no answer in")
+    assert reply.usd is None, "and what it has cost is not known"
     assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
 
 
 def test_an_answer_counts_though_a_program_left_what_cannot_be_removed(tmp_path):
     """It has left a process, in a session of its own, that fills the folder as fast as it is emptied."""
-    fills = "import itertools, os; [os.makedirs(f'{n % 99}/{n}', exist_ok=True) for n in itertools.count()]"
+    fills = """if True:
+        import contextlib, itertools, os
+        for n in itertools.count():
+            with contextlib.suppress(OSError):
+                os.makedirs(f"{n % 19}/{n % 10}", exist_ok=True)
+    """
     left = f"setsid {sys.executable} -c {shlex.quote(fills)} > /dev/null 2>&1 & echo $! $PWD > {tmp_path}/left"
     wait = "while [ ! -e 9/9 ]; do sleep 0.01; done"
     command = f'{left}; {wait}; cat > /dev/null; echo \'{{"type": "result", "result": "Hello."}}\''
@@ -233,6 +267,32 @@ def test_an_answer_counts_though_a_program_left_what_cannot_be_removed(tmp_path)
     assert reply.stop_reason != "failed", reply.message
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_removal_that_lasts_is_spared_by_ctrl_c_and_ended_by_a_cancellation_or_in_time(
+    tmp_path, monkeypatch, is_cancelled
+):
+    began = tmp_path / "began"
+    (tmp_path / "rm").write_text(f"#!/bin/sh\necho $$ $3 > {began}.part; mv {began}.part {began}; exec sleep 600\n")
+    (tmp_path / "rm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    async def go():
+        asked = asyncio.ensure_future(ask_program(replace(make_request(""), model="cli:true"), 60))
+        while not began.exists():
+            assert not asked.done(), asked.result()
+            await asyncio.sleep(0.02)
+        number = int(began.read_text().split()[0])
+        assert os.getsid(number) == number, "the terminal's Ctrl-C does not reach it"
+        if is_cancelled:
+            asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled() == is_cancelled
+        return number
+
+    wait_for_end([asyncio.run(go())])
+    Path(began.read_text().split()[1]).rmdir()
+
+
 def test_it_is_killed_with_its_children_when_the_night_ends(log):
     async def go():
         asked = asyncio.ensure_future(ask_program(make_request("sleep"), 60))
@@ -244,8 +304,12 @@ def test_it_is_killed_with_its_children_when_the_night_ends(log):
             await asked
 
     asyncio.run(go())
+    wait_for_end(json.loads(log.read_text()))
+
+
+def wait_for_end(pids):
     deadline = time.monotonic() + 150  # a killed process takes a moment to end
-    while any(map(is_alive, json.loads(log.read_text()))):
+    while any(map(is_alive, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
