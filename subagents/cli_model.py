@@ -117,7 +117,7 @@ async def _read_all(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(OSError):  # gone, or another user's
         os.killpg(process.pid, signal.SIGKILL)
 
 
