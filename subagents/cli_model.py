@@ -137,7 +137,7 @@ class _Program(asyncio.SubprocessProtocol):
 
     def kill(self) -> None:
         """End it, and all processes of its group."""
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # gone, or another user's
             os.killpg(self.pid, signal.SIGKILL)
 
 

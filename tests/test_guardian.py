@@ -215,6 +215,35 @@ for _ in range(6):
     assert (found["status"], found["left"]) == (0, 0)
 
 
+ANOTHERS = """import asyncio, os, sys, time
+from types import SimpleNamespace
+from orchestrator.lab.guardian import _find_left
+from orchestrator.lab.process import _wait
+from subagents.cli_model import _kill
+if not (child := os.fork()):
+    os.setpgid(0, 0)
+    os.closerange(0, 3)
+    time.sleep(600)
+while os.getpgid(child) != child: pass
+async def end(): pass
+os.setresuid(65534, 65534, 0)
+try:
+    asyncio.run(_wait(SimpleNamespace(pid=child, returncode=None, wait=end), 1))
+    _kill(SimpleNamespace(pid=child))
+    print([process.pid for process in _find_left(child)] == [child])
+finally:
+    os.setresuid(0, 0, 0)
+    os.killpg(child, 9)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_a_process_that_may_not_be_signalled_ends_neither_guardian_nor_night():
+    """Such as a group of which only zombies are left on macOS, or a program that runs as another user."""
+    done = subprocess.run([sys.executable, "-c", ANOTHERS], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_only_processes_with_the_tag_are_ended(folder):
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     ours = [subprocess.Popen(sleep, env={guardian.TAG: f"{folder}/runs/{n}-1/"}) for n in (7, 70)]

@@ -21,6 +21,7 @@ from orchestrator.lab.runner import MAX_EXCUSES, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, hold_slot
+from orchestrator.policy.evaluation_plan import describe_runs
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
@@ -96,6 +97,14 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
     assert bench.log(outcome).startswith("warming up\nstep 00000")
     assert [told[0] for told in bench.told] == [7] * 10
     assert bench.told[3][2] == 12345.0
+
+
+async def test_what_a_run_does_once_it_has_handed_over_is_measured_and_the_baselines_is_planned_with(bench):
+    plots = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
+    outcome = await bench.run(HONEST + "\n" + plots)
+
+    assert outcome.metrics.rest_cpu > 0.4
+    assert describe_runs([outcome])["rest_cpu"] == outcome.metrics.rest_cpu
 
 
 REPORT = (

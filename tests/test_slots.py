@@ -122,6 +122,16 @@ async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811
     )
 
 
+async def test_a_gpu_that_the_driver_has_lost_is_given_up(bench):  # noqa: F811
+    def look():
+        raise OSError("NVML: GPU is lost") from RuntimeError("GPU is lost")
+
+    runner = bench.runner(slot=Slot(bench.folder / "gpu.lock", devices="GPU-1", is_free=look))
+    outcomes = [await runner.run(GRANTED, HONEST) for _ in range(3)]
+
+    assert [outcome.quarantined for outcome in outcomes] == [False, False, True], "no script says so"
+
+
 async def test_a_fault_of_the_gpu_is_not_the_candidates(bench):  # noqa: F811
     slot = Slot(bench.folder / "gpu.lock", devices="GPU-1")
     runner = bench.runner(slot=slot)

@@ -413,6 +413,7 @@ class EvaluationPlan(Frozen):
     startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
     uncounted: float | None = None  # seconds from its first batch on in which it compiles and counts nothing
     train_cpu: float | None = None
+    rest_cpu: float | None = None  # CPU seconds that it uses once it has handed its model over
     evaluation: float | None = None  # seconds that an evaluation of it takes
     evaluation_cpu: float | None = None
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
@@ -452,6 +453,7 @@ class RunMetrics(Frozen):
     uncounted: float = 0.0  # seconds from there on in which its progress lines count nothing yet
     train_seconds: float = 0.0
     train_cpu: float = 0.0
+    rest_cpu: float = 0.0  # CPU seconds once it had handed its model over, or that were not seen until then
     total_seconds: float = 0.0
     steps: int = 0
     tokens: int = 0

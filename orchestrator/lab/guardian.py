@@ -99,7 +99,7 @@ def _find_left(group: int) -> "list[psutil.Process]":
     """Return all below this process, and kill the command's group at once: one by one, they could fork meanwhile."""
     found = psutil.Process().children(recursive=True)
     for process in found:
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # gone, another user's, or on macOS only zombies
             if os.getpgid(process.pid) == group:  # otherwise its number may be another's
                 os.killpg(group, signal.SIGKILL)
                 break

@@ -120,6 +120,14 @@ class RunMonitor:
             return 0.0
         return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
+    @property
+    def rest_cpu(self) -> float:
+        """CPU seconds that the ended run used beyond what was seen when its model came.
+
+        What the guardian reaps cannot hide from it, except what is still running where a namespace of bubblewrap ends.
+        """
+        return max(0.0, self.total_cpu - self.startup_cpu - self.train_cpu)
+
     def list_processes(self, *, with_guardian: bool = False) -> list[psutil.Process]:
         """Return its whole process tree, children before their parents; nothing if it has just ended.
 
@@ -200,6 +208,7 @@ class RunMonitor:
             startup_seconds=self.startup_seconds,
             uncounted=self.uncounted,
             train_cpu=self.train_cpu,
+            rest_cpu=self.rest_cpu if self.training_ended else 0.0,
             train_seconds=self.train_seconds,
             total_seconds=self.read_clock() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),

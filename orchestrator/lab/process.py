@@ -124,7 +124,7 @@ async def _attend(process: Process, monitor: RunMonitor) -> None:
 async def _wait(process: Process, wakes: float = inf) -> None:
     """Wait for the end of a guardian, and wake it up at most so often: if suspended, it holds the slot for ever."""
     while process.returncode is None and (wakes := wakes - 1) >= 0:
-        with suppress(ProcessLookupError):
+        with suppress(OSError):
             os.kill(process.pid, signal.SIGCONT)  # send_signal would look whether it has ended, and lose its exit code
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), WAKE)

@@ -136,7 +136,7 @@ class BaseRunner(ABC, Generic[S]):
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
             if slot.devices and DEVICE_FAULT.search(reason):
-                self.faults[granted.slot].add(granted.experiment if error.__cause__ else object())
+                self.faults[granted.slot].add(granted.experiment if isinstance(error.__cause__, Fault) else object())
             if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:
                 reason = f"{slot.devices} is sick, and is not used any more: {reason}"
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason, quarantined=is_sick)

@@ -11,7 +11,7 @@ from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, GAINFUL_CONTROL_EVERY, SIMPLER_LINES
 
-_OF_TRAINING = ("startup_cpu", "startup_seconds", "uncounted", "train_cpu")
+_OF_TRAINING = ("startup_cpu", "startup_seconds", "uncounted", "train_cpu", "rest_cpu")
 _OF_EVALUATION = ("evaluation", "evaluation_cpu")
 """What the baseline takes, by the same names in its metrics and audits and in a plan."""
 

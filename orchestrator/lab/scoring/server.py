@@ -27,11 +27,13 @@ BASELINE_SLACK, BASELINE_GRACE = 1.75, 2.0
 """Multiple of the CPU seconds that the baseline took in this session, once they are known, and seconds beyond it."""
 SLACK, START_GRACE, EVALUATION_SLACK = 1.5, 60.0, 3.0
 """Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; in wall time so are
-these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple."""
+these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple and
+REST_GRACE."""
 
 REST_GRACE = 2.0
-"""CPU seconds that are free once the model was handed over, beside SLACK evaluations: honest code evaluates four rows
-and ends, which took 0.13 to 0.22 s in short runs of the cpu profile, whose evaluation took 1.7 s."""
+"""CPU seconds that are free once the model was handed over, beside SLACK times the larger of an evaluation and what the
+baseline took: honest code evaluates four rows and ends, which took 0.13 to 0.22 s in short runs of the cpu profile,
+whose evaluation took 1.7 s."""
 
 
 class InferenceSettings(BaseModel):
@@ -114,12 +116,9 @@ class TrainingServer:
         return granted
 
     def check_rest(self) -> None:
-        """Count what the ended run used beyond what was seen when its model came. Raises Disqualified.
-
-        What the guardian reaps cannot hide from it, except what is still running where a namespace of bubblewrap ends.
-        """
-        rest = self.monitor.total_cpu - self.monitor.startup_cpu - self.monitor.train_cpu
-        self.cpu += _count_excess(rest, self._usual_cpu, REST_GRACE)
+        """Count what the ended run used beyond what was seen when its model came. Raises Disqualified."""
+        usual = self._usual_cpu and max(self._usual_cpu, self.plan.rest_cpu or 0.0)
+        self.cpu += _count_excess(self.monitor.rest_cpu, usual, REST_GRACE)
         self._check_time(self.wall, self.cpu, "with what it did besides, ")
 
     @property
@@ -131,7 +130,7 @@ class TrainingServer:
         """Count an evaluation's seconds beyond the usual: a model could go on training in it. Raises Disqualified."""
         usual, usual_cpu, self.evaluation_cpu = self.plan.evaluation, self._usual_cpu, max(self.evaluation_cpu, cpu)
         is_work = self.scorer.manifest.budget.kind == "work"
-        if is_work and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
+        if is_work and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu + REST_GRACE:
             raise Disqualified(
                 f"the evaluation of its model took {cpu:.0f} s of CPU time, the baseline's {usual_cpu:.0f}"
             )
