@@ -73,12 +73,8 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
     try:
         await research
-    except asyncio.CancelledError:
-        if stopped:
-            raise KeyboardInterrupt from None
-        if failures:
-            raise failures[0] from None
-        raise
+    except asyncio.CancelledError as error:
+        raise KeyboardInterrupt if stopped else failures[0] if failures else error from None
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, before)

@@ -29,7 +29,7 @@ _FROM_MODULE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name; print one line and exit with code 2 if no data is prepared, or the seed is no number."""
+    """Return a public name; print one line and exit with code 2 if no data is prepared, or the seed is not a number."""
     if name == "SEED":
         given = os.environ.get("NIGHTSHIFT_SEED") or "42"
         with suppress(ValueError):

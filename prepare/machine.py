@@ -81,7 +81,7 @@ def _read_gpus(handle: Any) -> list[Gpu]:
 
 
 def _choose_threads() -> int:
-    """Return OMP_NUM_THREADS, of which "4,2" means 4 at the outermost level; the cores where it is no such number."""
+    """Return OMP_NUM_THREADS, of which "4,2" means 4 at the outermost level; otherwise the number of cores."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return (int(first) if first.isdecimal() else 0) or count_cores()
 

@@ -36,6 +36,7 @@ TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
+FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)  # of an attempt, by a server or a program
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
@@ -106,7 +107,7 @@ class Claude:
         async def attempt() -> Reply:
             try:
                 return await self._turn(request)
-            except Exception as error:
+            except FAILURES as error:
                 lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * may_be_billed(error))
                 raise
 
@@ -122,7 +123,7 @@ class Claude:
         )
         try:
             reply: Reply = await retrying(attempt)
-        except (anthropic.AnthropicError, httpx2.HTTPError, OSError) as error:
+        except FAILURES as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )

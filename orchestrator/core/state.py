@@ -94,9 +94,8 @@ UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
 MAY_REPEAT: tuple[Status, ...] = ("not tested", "vetoed")
 """Ends after which the same code may run: it has not been measured as it was meant."""
-MAX_SKIPPED = (
-    10_000  # numbers that requests under way may leave open: each takes memory, and files may come from anyone
-)
+MAX_SKIPPED = 10_000
+"""Numbers that requests under way may leave open: each takes memory, and session files may come from anyone."""
 SAME = 3e-7  # largest relative difference of identical runs: below the last digit of a printed val_bpb
 
 
