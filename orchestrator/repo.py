@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from orchestrator.core.source import normalize_lines, restore_lines
 from orchestrator.core.task import EXAMINED, Task
 from prepare.command import UserError
+from prepare.files import resolve_home
 from prepare.tree import join_files, split_files
 
 SETTINGS = (
@@ -180,7 +181,7 @@ class Repo:
         odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
         odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
         top = Path(self._git("rev-parse", "--show-toplevel"))
-        shown = [(self.folder / Path(name).expanduser()).resolve() for name in self.task.data]
+        shown = [(self.folder / resolve_home(name)).resolve() for name in self.task.data]
         for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):
             real, is_moved = path.resolve(), path.is_symlink() and not path.readlink().is_absolute()
             if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):
