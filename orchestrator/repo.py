@@ -114,7 +114,7 @@ class Repo:
             raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
         if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
-            which, off = ", ".join(str(self.home / name) for name in edited), " ".join(self._switch_off_filters())
+            which, off = ", ".join(str(self.home / name) for name in edited), " ".join(self._list_filter_options())
             filters = self._git("check-attr", "-z", "filter", "--", *edited).split("\0")[2::3]
             if passed := [name for name in filters if f" filter.{name}." in off]:
                 remedy = f"its filter {passed[0]} is not run here: set -filter in .git/info/attributes, and commit it"
@@ -141,7 +141,7 @@ class Repo:
             with suppress(UnicodeDecodeError):  # under an attribute, such as working-tree-encoding
                 if normalize_lines(raw.decode()) == normalize_lines(committed):
                     return False
-            if self._git(*self._switch_off_filters(), "hash-object", "--", name) == blob:
+            if self._git(*self._list_filter_options(), "hash-object", "--", name) == blob:
                 return False
             raw.decode()
         except UnicodeError as error:
@@ -168,7 +168,7 @@ class Repo:
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         words = ("-C", root, "checkout-index", "--all", f"--prefix={folder}/")
-        self._git(*self._switch_off_filters(), *words, index=index)
+        self._git(*self._list_filter_options(), *words, index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
@@ -179,7 +179,7 @@ class Repo:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
-    def _switch_off_filters(self) -> list[str]:
+    def _list_filter_options(self) -> list[str]:
         """Return options by which git starts none of the programs that files pass on their way in and out."""
         pattern = r"^filter\..+\.(clean|smudge|process|required)$"
         named = self._git("config", "--name-only", "--get-regexp", pattern, absent=1)
