@@ -105,7 +105,7 @@ class RemoteAttempt:
         """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
         store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
         self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
-        self.heard, self.points, self.held = time.monotonic(), list[tuple[ev.Point, float]](), ExitStack()
+        self.points, self.held = list[tuple[ev.Point, float]](), ExitStack()
         self.pool, self.training = ThreadPoolExecutor(1), cast("Future[Result] | None", None)
         self.held.enter_context(hold_lock(self.folder.with_name(f"{name}.lock")))
         _erase(self.folder)  # of an attempt of the same name, which was ended
@@ -113,6 +113,7 @@ class RemoteAttempt:
             with suppress(LockedError), hold_lock(lock):  # its process is gone
                 _erase(lock.with_suffix(""))
                 lock.unlink()
+        self.heard = time.monotonic()  # removing may have taken longer than the patience with silence
         threading.Thread(target=self._watch, daemon=True).start()
 
     def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]], Result | None]:

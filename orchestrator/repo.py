@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from orchestrator.core.source import normalize_lines, restore_lines
 from orchestrator.core.task import EXAMINED, Task
 from prepare.command import UserError
+from prepare.files import resolve_home
 from prepare.tree import join_files, split_files
 
 SETTINGS = (
@@ -108,12 +109,16 @@ class Repo:
         if linked := [name for name, (mode, _) in self._list_files(head, "").items() if not mode.startswith("100")]:
             words = "is a symbolic link or a submodule, which no candidate can change: name the files behind it"
             raise RepoError(f"{self.home / linked[0]} {words} as editable, or protect it")
-        source, files = self.read_source(head), self._read_files(head)
+        source, files, blobs = self.read_source(head), self._read_files(head), self._list_files(head)
         if missing := [name for name in self.task.named if name not in files]:
             raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
-        if edited := [name for name, text in files.items() if name in gone or self._is_edited(self.home / name, text)]:
-            which = ", ".join(str(self.home / name) for name in edited)
+        if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
+            which, off = ", ".join(str(self.home / name) for name in edited), " ".join(self._list_filter_options())
+            filters = self._git("check-attr", "-z", "filter", "--", *edited).split("\0")[2::3]
+            if passed := [name for name in filters if f" filter.{name}." in off]:
+                remedy = f"its filter {passed[0]} is not run here: set -filter in .git/info/attributes, and commit it"
+                raise RepoError(f"{which} is not what is committed, and {remedy}")
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
@@ -127,15 +132,23 @@ class Repo:
         remedy = add if (self.folder / name).is_file() else "choose another file with --script, or as editable"
         return RepoError(f"{self.home / name} does not exist in commit {commit[:10]}: {remedy}")
 
-    def _is_edited(self, path: Path, committed: str) -> bool:
-        """Return whether a file is there and differs from the commit. Raises RepoError."""
+    def _is_edited(self, name: str, committed: str, blob: str) -> bool:
+        """Return whether a file is there and differs from the commit, also as git would commit it. Raises RepoError."""
+        path = self.home / name
         try:
             committed.encode()
-            return path.is_file() and normalize_lines(path.read_bytes().decode()) != normalize_lines(committed)
+            raw = path.read_bytes() if path.is_file() else committed.encode()
+            with suppress(UnicodeDecodeError):  # under an attribute, such as working-tree-encoding
+                if normalize_lines(raw.decode()) == normalize_lines(committed):
+                    return False
+            if self._git(*self._list_filter_options(), "hash-object", "--", name) == blob:
+                return False
+            raw.decode()
         except UnicodeError as error:
             raise RepoError(f"{path} is not UTF-8 text: save it as UTF-8") from error
         except OSError as error:
             raise RepoError(f"{path} cannot be read: {error.strerror}") from error
+        return True
 
     def read_source(self, commit: str) -> str:
         """Return the script's text in a commit, or that of all editable files. Raises RepoError."""
@@ -154,9 +167,8 @@ class Repo:
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        named = self._git("config", "--name-only", "--get-regexp", r"^filter\..+\.(smudge|process|required)$", absent=1)
-        off = [word for name in named.splitlines() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
-        self._git(*off, "-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
+        words = ("-C", root, "checkout-index", "--all", f"--prefix={folder}/")
+        self._git(*self._list_filter_options(), *words, index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
@@ -166,6 +178,12 @@ class Repo:
                     part.unlink()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def _list_filter_options(self) -> list[str]:
+        """Return options by which git starts none of the programs that files pass on their way in and out."""
+        pattern = r"^filter\..+\.(clean|smudge|process|required)$"
+        named = self._git("config", "--name-only", "--get-regexp", pattern, absent=1)
+        return [word for name in named.splitlines() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
 
     def list_untracked(self) -> list[str]:
         """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
@@ -180,7 +198,7 @@ class Repo:
         odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
         odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
         top = Path(self._git("rev-parse", "--show-toplevel"))
-        shown = [(self.folder / Path(name).expanduser()).resolve() for name in self.task.data]
+        shown = [(self.folder / resolve_home(name)).resolve() for name in self.task.data]
         for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):
             real, is_moved = path.resolve(), path.is_symlink() and not path.readlink().is_absolute()
             if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):

@@ -23,6 +23,11 @@ def read_written(path: Path, errors: str = "strict", most: int = -1) -> str:
     return text.replace("\r\n", "\n")
 
 
+def resolve_home(name: str) -> Path:
+    """Return a path with the home of ~ or ~user in it; as it is, where Path would raise RuntimeError: there is none."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
 def list_by_age(paths: Iterable[Path]) -> list[Path]:
     """Return the files, oldest first, without those that were deleted since they were listed."""
     found = list[tuple[float, Path]]()

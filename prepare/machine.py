@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -33,6 +34,13 @@ class Gpu:
     node: int = 0
     name: str = ""
     used: int = 0
+
+
+def read_birth(process: int) -> str:
+    """Return when a process began, in ticks since the start of the machine, which no clock moves; empty on macOS."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
 
 
 def list_gpus() -> list[Gpu]:

@@ -117,6 +117,15 @@ def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
     assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
 
 
+def test_a_driver_has_its_patience_once_what_was_left_is_removed(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for number in range(40):  # each is looked after for 30 ms at least
+        (tmp_path / f"runs/{number}.lock").touch()
+    code = "import time; from orchestrator.cluster import RemoteAttempt; begun = time.monotonic()\n"
+    code += "assert RemoteAttempt('june', '', 900).heard > begun + 1"
+    subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(tmp_path)}), check=True)
+
+
 AGAIN = """
 import os, sys
 from functools import partial

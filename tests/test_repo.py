@@ -336,6 +336,9 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
     (folder / "sprung").unlink(missing_ok=True)
     night(repo)
     repo.extract(repo.get_start(), folder / "run", "LR = 2\n")
+    (folder / "train.py").write_text("LR = 3\n")
+    with pytest.raises(RepoError, match="its filter x is not run here: set -filter"):
+        repo.read_baseline()
     assert not (folder / "sprung").exists()
 
 
@@ -474,6 +477,27 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
     assert repo.list_changed() == []
     (folder / "more\t.txt").write_bytes(b"b\r\n")
     assert repo.list_changed() == ["more\t.txt"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "encoding"), [("ident", "utf-8"), ("working-tree-encoding=UTF-16", "utf-16")]
+)
+def test_a_file_that_git_itself_shows_otherwise_is_no_edit(folder, attribute, encoding):
+    text = "# $Id$\nLR = 1\n"
+    (folder / ".gitattributes").write_text(f"train.py {attribute}\n")
+    (folder / "train.py").write_bytes(text.encode(encoding))
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "an attribute")
+    (folder / "train.py").unlink()
+    git(folder, "checkout", "train.py")
+
+    shown = (folder / "train.py").read_bytes()
+    assert shown != text.encode()
+    assert git(folder, "status", "--porcelain") == ""
+    assert Repo(folder / "train.py", "may").read_baseline() == text
+    (folder / "train.py").write_bytes(shown.replace(b"L", b"M"))
+    with pytest.raises(RepoError, match=r"has edits that are not committed|is not UTF-8 text"):
+        Repo(folder / "train.py", "may").read_baseline()
 
 
 @pytest.mark.parametrize(("is_there", "words"), [(False, "git is not installed"), (True, "git: Permission denied")])

@@ -466,6 +466,7 @@ def test_the_last_number_of_a_name_counts():
         ("editable = ['/etc/passwd']", "editable"),
         ("editable = ['notes.txt']", "command is missing"),
         ("data = ['nowhere']", "nowhere is not a folder or file"),
+        ("data = ['~nobody-here/x']", "~nobody-here/x is not a folder or file"),
         ("command = ", "not TOML"),
         (f"x = {'[' * 50_000}", "not TOML"),
     ],
@@ -477,6 +478,12 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
     assert says in str(caught.value)
     assert "nightshift.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_no_file_is_not_taken_for_no_file(tmp_path):
+    (tmp_path / "nightshift.toml").symlink_to("elsewhere.toml")
+    with pytest.raises(UsageError, match=r"nightshift\.toml is not a file, or a link to none"):
+        find_task(tmp_path / "train.py")
 
 
 def test_the_form_is_chosen_by_what_is_found(tmp_path):

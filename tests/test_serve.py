@@ -15,6 +15,7 @@ from base64 import b64encode
 from hashlib import sha256
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 from markupsafe import escape
@@ -22,7 +23,7 @@ from starlette.testclient import TestClient
 
 from orchestrator.cli.inspect import find_process
 from orchestrator.cli.main import main
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.pages import Site, is_own_name
 from orchestrator.cli.wiring import hold_session
 from orchestrator.core import events as ev
@@ -88,6 +89,20 @@ def test_a_night_is_found_by_its_process_whatever_number_a_longer_one_left(folde
     (folder / "sessions/.night.lock").write_text("4194303\n")
     with hold_session(folder / "sessions/night"):
         assert find_process(Paths(folder / "sessions"), "night", time.time()) == os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when a process began by no clock")
+def test_a_clock_that_is_set_ahead_leaves_a_night_alive_and_a_later_process_is_another(folder):
+    begin_night(folder)
+    paths, lock = Paths(folder / "sessions"), folder / "sessions/.night.lock"
+    before = psutil.Process().create_time() - 3600  # as if the clock had been set ahead since its last event
+    assert find_process(paths, "night", before) is None, "it is a lock of before"
+    with hold_session(folder / "sessions/night"):
+        assert find_process(paths, "night", before) == os.getpid()
+        with pytest.raises(UsageError, match=f"as process {os.getpid()}$"), hold_session(folder / "sessions/night"):
+            pass
+    lock.write_text(lock.read_text()[:20] + "7".ljust(20) + "\n")
+    assert find_process(paths, "night", time.time()) is None
 
 
 def test_every_page_is_there_and_escaped(folder):

@@ -228,6 +228,27 @@ async def test_a_session_that_is_deleted_or_damaged_under_us_is_said_and_written
     assert Session(session.path).get(name) == "a text"
 
 
+async def test_a_session_that_was_damaged_before_it_was_opened_is_written_anew(session):
+    name = session.put("a text")
+    await session.append("", ev.GuidanceChanged(text="before"))
+    query = "select rootpage from sqlite_master where name = 'sqlite_autoindex_texts_1'"
+    (page,), (size,) = (session.db.execute(words).fetchone() for words in (query, "pragma page_size"))
+    session.close()
+    with session.path.open("r+b") as file:  # no part of what is read to open it
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+    again = Session(session.path)
+    again.say = session.said.append
+    again.put("another text")
+    await asyncio.wait_for(again.append("", ev.GuidanceChanged(text="after")), 150)
+    again.close()
+
+    assert ["cannot be written" in said for said in session.said] == [True, False]
+    assert guidance(Session(session.path)) == ["before", "after"]
+    assert Session(session.path).get(name) == "a text"
+
+
 def empty_shm(path):
     os.truncate(f"{path}-shm", 0)
 

@@ -30,6 +30,7 @@ from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
+from prepare.machine import read_birth
 
 AgentName = Literal["researcher", "mechanic", "reflector", "notebook"]
 console = Console(highlight=False, markup=False)
@@ -73,8 +74,10 @@ def describe_session(paths: Paths, session: Session) -> dict[str, Any]:
 def find_process(paths: Paths, name: str, now: float) -> int | None:
     """Return the id of the process that runs a session, which last wrote something at `now`; None if there is none."""
     with suppress(OSError, ValueError, psutil.Error):
-        process = psutil.Process(int((paths.sessions / f".{name}.lock").read_text()))
-        if process.create_time() <= now + 1 and process.status() != psutil.STATUS_ZOMBIE:
+        told = (paths.sessions / f".{name}.lock").read_text().partition("\n")[0]
+        process, birth = psutil.Process(int(told[:20])), told[20:].strip()
+        is_same = birth == read_birth(process.pid) if birth else process.create_time() <= now + 1
+        if is_same and process.status() != psutil.STATUS_ZOMBIE:
             return process.pid  # one that began later only has the same number
     return None
 

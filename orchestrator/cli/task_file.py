@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
 from orchestrator.lab.sandbox.base import TRUSTED
-from prepare.files import read_written
+from prepare.files import read_written, resolve_home
 from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
@@ -34,9 +34,9 @@ def find_task(script: Path) -> Task:
         return Task() if editable == (script.name,) else given.model_copy(update={"command": python})
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
-    data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
+    data, program = given.data or (CACHE,) * resolve_home(CACHE).is_dir(), folder / "program.md"
     for name in data:
-        if not (folder / Path(name).expanduser()).exists():
+        if not (folder / resolve_home(name)).exists():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
@@ -45,6 +45,8 @@ def find_task(script: Path) -> Task:
 
 def _read_task(path: Path) -> Task:
     """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
+    if not path.is_file() and (path.is_symlink() or path.exists()):
+        raise UsageError(f"{path} is not a file, or a link to none")
     try:
         table = tomllib.loads(_read(path)) if path.is_file() else {}
         if unknown := table.keys() - KEYS:

@@ -27,7 +27,7 @@ from orchestrator.views.musings import find_page, search
 from orchestrator.views.notify import make_sender
 from orchestrator.views.render import render_template
 from prepare.files import LockedError, hold_lock
-from prepare.machine import THREADS
+from prepare.machine import THREADS, read_birth
 from subagents.prompts import Prompt
 
 GIT_PATIENCE = 20.0  # seconds that a night waits for git once it has ended
@@ -163,9 +163,10 @@ def _hold(lock: Path, taken: str) -> Generator[None]:
     with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(hold_lock(lock))
-            os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)  # at once, over whatever id was there
+            own = f"{os.getpid():<20}{read_birth(os.getpid()):<20}\n"
+            os.pwrite(descriptor, own.encode(), 0)  # at once, over whatever id was there
         except LockedError:
-            raise UsageError(f"{taken}, as process {lock.read_text().strip()}") from None
+            raise UsageError(f"{taken}, as process {lock.read_text()[:20].strip()}") from None
         except OSError as error:
             raise UsageError(f"{lock.parent} cannot be written: {error.strerror}") from error
         yield

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.lab.failures import SEARCHED, Fault
 from orchestrator.repo import Repo
+from prepare.files import resolve_home
 
 _WHERE_SET = {
     "timeout": "timeout in nightshift.toml allows a run more",
@@ -53,7 +54,7 @@ def _find_remedy_for(name: str, message: str, work: Path, repo: Repo) -> str:
         return "a run may execute what it makes only under bubblewrap, started by a user other than root"
     if is_inside and exists(work / name) and not exists(here / name):
         return f"a run begins in {repo.prefix}: put nightshift.toml to the top, with a command for there"
-    for home, path in (("", repo.folder / name), ("~/", Path.home() / name)):
+    for home, path in (("", repo.folder / name), ("~/", resolve_home(f"~/{name}"))):
         if exists(path):
             shown = home + (name if not parent or (is_inside and exists(here / parent)) else parent)
             return f'{shown} is here and in no run: data = ["{shown}"] in nightshift.toml lets it read that'

@@ -30,6 +30,7 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
 from orchestrator.repo import Repo
+from prepare.files import resolve_home
 from prepare.manifest import compute_sha256
 from subagents.logs import quote
 
@@ -100,7 +101,7 @@ class TaskFolder:
         return [self.repo.folder, *self.repo.folder.parents][: len(self.repo.prefix.parts) + 1]
 
     def _find_data(self, name: str) -> Path:
-        return (self.repo.folder / Path(name).expanduser()).resolve()
+        return (self.repo.folder / resolve_home(name)).resolve()
 
 
 def _find_installed(python: Path, top: Path, work: Path) -> str:

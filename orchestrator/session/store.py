@@ -89,16 +89,21 @@ class Session(Log):
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
         async with self.turn:
-            deadline, said = max(self.state.deadline, self.clock() + BUSY_SECONDS), False
+            deadline, said, renewed = max(self.state.deadline, self.clock() + BUSY_SECONDS), False, False
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
                     return self.write(task_id, *events, last=last)
                 except SessionError as error:
-                    if isinstance(error.__cause__, sqlite3.IntegrityError) or self.clock() > deadline:
+                    cause = error.__cause__
+                    if isinstance(cause, sqlite3.IntegrityError) or self.clock() > deadline:
                         raise
+                    if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
+                        if renewed:
+                            raise
+                        self.marks[:1], renewed = [(-1, 0, 0)], True  # damaged, though not since: write the file anew
                     if not said:
-                        self.say(f"{self.path} cannot be written ({error.__cause__}): make it so; training goes on")
+                        self.say(f"{self.path} cannot be written ({cause}): make it so; training goes on")
                     said = True
                 await asyncio.sleep(RETRY)
 
