@@ -14,6 +14,7 @@ from subagents.tools import RESULT_BYTES, Tool, ToolError
 Join = Callable[[Mapping[str, str]], str]
 Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a step costs, if known, or the fault
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
+MAX_NAME, MAX_PATH = 255, 4_096  # bytes of a file's name and of its path on usual file systems
 LISTED = 10  # lines that are named where a passage is not unique
 
 
@@ -75,6 +76,10 @@ class EditedFiles:
             raise ToolError(f"{path!r} exists already.")
         if not (self.is_allowed and self.is_allowed(path)):
             raise ToolError(f"The task allows no {path!r}.")
+        if any(f"{one}/".startswith(f"{other}/") for name in self.files for one, other in ((path, name), (name, path))):
+            raise ToolError(f"There is a file where {path!r} needs a folder, or a folder in its place.")
+        if len(path.encode()) > MAX_PATH or max(map(len, path.encode().split(b"/"))) > MAX_NAME:
+            raise ToolError("The path is too long.")
         self.files[path] = text
         return f"Created {path}."
 

@@ -181,6 +181,16 @@ async def test_both_evaluators_find_the_modules_of_the_model_and_no_other_file(t
     assert outcome.audit.claimed == pytest.approx(outcome.val_bpb, abs=1e-4)
 
 
+@pytest.mark.parametrize("path", ["model/net.py2/x.py", f"model/{'x' * 256}.py", "data", "tmp"])
+async def test_files_that_cannot_lie_beside_each_other_are_the_candidates_fault(tmp_path, path):
+    runner = runner_of(tmp_path.resolve(), TIERS[0].values[0])
+    runner.tree = dataclasses.replace(runner.tree, task=TASK.model_copy(update={"editable": ("*",)}))
+    files = TREE | {path: ""} | ({"model/net.py2": ""} if "/x.py" in path else {})
+    outcome = await runner.run(Granted(experiment=1, run=1, slot=0, seed=1), join_files(files))
+    assert outcome.kind == "crashed", outcome.reason
+    assert outcome.message.startswith("its files cannot lie in one folder: ")
+
+
 async def test_a_fault_in_another_file_is_told_by_its_place(tmp_path):
     runner = runner_of(tmp_path.resolve(), TIERS[0].values[0])
     broken = join_files(TREE | {"model/layers.py": "EXPANSION = 2\nEXPANSION.shape\n"})

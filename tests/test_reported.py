@@ -21,7 +21,7 @@ from orchestrator.executor import LocalExecutor
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_score, set_reported_limits
+from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_change, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
@@ -29,6 +29,7 @@ from orchestrator.lab.slots import Slot
 from orchestrator.repo import Repo
 from orchestrator.session.store import Session
 from prepare.files import read_written
+from prepare.tree import join_files
 from tests.scripted import SOURCE, Scripted, _call, _opening, served
 from tests.test_cli import wait_until
 from tests.workplace import ROOT, begun, git, orchestrate
@@ -381,6 +382,54 @@ async def test_what_a_run_makes_it_can_execute_unless_it_is_root(tmp_path):
         assert outcome.kind == "crashed"
         assert "Permission denied" in outcome.message
     assert (await Bench(tmp_path / "plain", MADE).run(NoSandbox())).val_bpb == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "open('log.csv', 'w').truncate(4 << 30)",  # which takes a while to read
+        "os.remove('log.csv'); os.symlink('/proc/self/mem', 'log.csv')",  # which cannot be read
+        "os.remove('log.csv'); os.symlink('evaluation.py', 'log.csv')",
+        "os.remove('log.csv'); os.mkfifo('log.csv')",
+    ],
+)
+async def test_what_is_put_in_the_place_of_a_protected_file_is_not_even_read(tmp_path, change):
+    bench = Bench(tmp_path, f"import os; print('METRIC val_bpb=1'); {change}", {"log.csv": "", "evaluation.py": ""})
+    outcome = await bench.run()
+    assert (outcome.kind, outcome.failure) == ("crashed", "disqualified")
+    assert outcome.message == "it changed log.csv, which is protected"
+
+
+def test_of_the_changed_files_one_that_need_not_be_read_is_found_first(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("longer")
+    assert find_change({tmp_path / "a": (3, "another digest"), tmp_path / "b": (3, "")}) == tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"src/config": "", "src/config/x.py": ""}, "src/config: File exists"),
+        ({"src/config/deep/x.py": ""}, "src/config"),  # what git tracks
+        ({"src/lib": ""}, "src/lib: Is a directory"),
+        ({f"src/{'x' * 256}.py": ""}, "File name too long"),
+        ({"src/" + "x/" * 3_000 + "y.py": ""}, "File name too long"),
+        ({"tmp": ""}, "tmp: File exists"),
+        ({"rows": ""}, "rows: File exists"),
+    ],
+)
+async def test_files_that_cannot_lie_beside_each_other_are_the_candidates_fault(tmp_path, files, words):
+    source, there = "print('METRIC val_bpb=1')", {"src/config": "", "src/lib/x.py": ""}
+    task = {"editable": ["train.py", "src/*", "tmp", "rows"], "protected": ["src/config", "src/lib/*"]}
+    bench = Bench(tmp_path, source, there, **task | {"data": ["rows/a"]} if "rows" in files else task)
+    (tmp_path / "place/rows").mkdir()
+    (tmp_path / "place/rows/a").write_text("")
+    if "src/config" in files:
+        bench = Bench(tmp_path / "all", source, there, editable=["train.py", "src/*"])
+    outcome = await bench.run(source=join_files({"train.py": source} | files))
+    assert outcome.kind == "crashed", outcome.reason
+    assert words in outcome.message
+    assert str(tmp_path) not in outcome.message
 
 
 async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkeypatch):

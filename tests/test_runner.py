@@ -17,7 +17,7 @@ from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, 
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
 from orchestrator.lab.monitor import STANDSTILL, RunLimits
-from orchestrator.lab.runner import MAX_EXCUSES, Runner
+from orchestrator.lab.runner import MAX_EXCUSES, Attempt, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, hold_slot
@@ -479,6 +479,20 @@ async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
         if filled.failure == "disk full":
             break
     assert (filled.failure, filled.message) == ("disk full", "it filled the disk")
+
+
+async def test_a_folder_is_not_measured_without_end_on_a_disk_that_is_nearly_full(bench, monkeypatch):
+    du = bench.folder / "bin/du"
+    du.parent.mkdir()
+    du.write_text(f"#!/bin/sh\nsleep 0.5\necho x >> {bench.folder}/looks\necho 0 .")
+    du.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{du.parent}{os.pathsep}{os.environ['PATH']}")
+    runner = bench.runner(reserve=1 << 60)
+    runner.runs.mkdir()
+    one, other = (Attempt(GRANTED, "", runner.slots[0], 0, runner.runs / name) for name in "ab")
+
+    assert not any(runner._is_filling_disk(run) for run in (one, other, one, other, one))
+    assert (bench.folder / "looks").read_text() == "x\nx\n", "each run's once"
 
 
 async def test_a_model_that_cannot_be_stored_is_no_failure_of_the_candidate(bench):

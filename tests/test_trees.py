@@ -150,6 +150,11 @@ def test_tools_take_a_path():
     assert "No file 'helper.py' may change" in used(tree, "view", path="helper.py")
     assert "allows no 'helper.py'" in used(tree, "create", path="helper.py", text="")
     assert "exists already" in used(tree, "create", path="train.py", text="")
+    loose = EditedFiles(TREE | {"model/deep/x.txt": ""}, None, Task(editable=("model/*",)).is_editable, join_files)
+    for path in ("model/deep", "model/deep/x.txt/y", "model/__init__.pyc"):
+        assert ("There is a file" in used(loose, "create", path=path, text="")) is ("deep" in path)
+    for path in (f"model/{'ü' * 127}.py", f"model/{'x/' * 2_050}y.py"):
+        assert "too long" in used(loose, "create", path=path, text="")
     assert used(tree, "create", path="model/extra.py", text="x = = 1\n") == "Created model/extra.py."
     assert "model/extra.py has a syntax error in line 1" in used(tree, "check")
     assert used(tree, "replace", path="model/extra.py", old="= = 1", new="= 1") == "Replaced at line 1."

@@ -9,12 +9,15 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
+from itertools import chain
 from math import isfinite
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from orchestrator.core import events as ev
@@ -50,6 +53,22 @@ def find_score(reader: NumberReader, last: str = "") -> float:
     return reader.metric.sign * value
 
 
+def find_change(before: Mapping[Path, tuple[int, str]]) -> Path | None:
+    """Return one of the files, given with size and digest, that is not as it was; None if all are.
+
+    Sizes are compared first, since a run may have put gigabytes there that cost it nothing.
+    """
+
+    def is_same(path: Path, size: int, digest: str = "") -> bool:
+        with suppress(OSError):
+            facts = path.lstat()
+            return S_ISREG(facts.st_mode) and facts.st_size == size and (not digest or compute_sha256(path) == digest)
+        return False
+
+    resized = (path for path, (size, _) in before.items() if not is_same(path, size))
+    return next(chain(resized, (path for path, facts in before.items() if not is_same(path, *facts))), None)
+
+
 @dataclass(frozen=True, slots=True)
 class TaskFolder:
     """What a run of a task sees: the tree of a commit, the folders of its data, the environment of its command."""
@@ -58,8 +77,8 @@ class TaskFolder:
     repo: Repo
     commit: str
 
-    def lay_out(self, work: Path, source: str) -> dict[Path, str]:
-        """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
+    def lay_out(self, work: Path, source: str) -> dict[Path, tuple[int, str]]:
+        """Fill the folder of a run; return size and digest of what it may not change. Raises RepoError, OSError."""
         self.repo.extract(self.commit, work, source)
         here = work / self.repo.prefix
         for name in self.task.data:
@@ -69,7 +88,8 @@ class TaskFolder:
                 link.symlink_to(self._find_data(name))
         files, patterns = [at for at in work.rglob("*") if at.is_file() and not at.is_symlink()], self.task.protected
         names = {path: name for path in files if not self.task.is_editable(name := os.path.relpath(path, here))}
-        return {at: compute_sha256(at) for at, name in names.items() if any(fnmatch(name, p) for p in patterns or "*")}
+        kept = (at for at, name in names.items() if any(fnmatch(name, pattern) for pattern in patterns or "*"))
+        return {path: (path.stat().st_size, compute_sha256(path)) for path in kept}
 
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
@@ -126,15 +146,15 @@ class ReportedRunner(BaseRunner[TaskFolder]):
 
     async def _run_command(self, run: Attempt) -> ev.Scored:
         task, monitor, reader = self.scorer.task, run.monitor, NumberReader(self.scorer.task.metric)
-        before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
+        with self._check_names(run):
+            before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
         monitor.transcript.reader = reader
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
         run.check_ending(task.budget)
-        changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
-        if changed:
-            raise Fault("disqualified", f"it changed {changed[0].name}, which is protected")
+        if changed := await asyncio.to_thread(find_change, before):
+            raise Fault("disqualified", f"it changed {changed.name}, which is protected")
         score, numbers = find_score(reader, find_message(run.log) or "nothing"), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))

@@ -1,6 +1,7 @@
 """Run a candidate once, in a slot, a fresh folder and a sandbox; serve, monitor and evaluate it."""
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
@@ -9,8 +10,8 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -20,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from orchestrator.core import events as ev
+from orchestrator.core.text import shorten
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import DEVICE_FAULT, MAX_MESSAGE, Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunLimits, RunMonitor
@@ -45,6 +47,9 @@ MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
 takes too much memory would be run, and killed, until the session gives up."""
 DRAFT = -1  # stands for an experiment in the run of a source that is not trained, and ends where its training begins
+BAD_NAMES = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""What is wrong where files cannot lie in one folder by their names."""
+REST = 20.0  # multiple of the seconds that it takes to measure a folder, before it is measured again
 MAX_DEVICE_FAULTS = 3
 """Experiments that a GPU's faults ended, without a run that ended well between them, after which nothing is started
 there. One script could print such a message each time. A GPU that is not free counts each time: no script says so."""
@@ -62,6 +67,7 @@ class Attempt:
     monitor: RunMonitor = field(init=False)
     server: TrainingServer = field(init=False)  # of an examined run, with the model that it has handed over
     result: ev.RunResult = field(init=False)
+    measure_at: float = 0.0  # time of the monotonic clock from which on its folder may be measured again
     has_shown: bool = False  # whether a process that evaluates its model was sent rows
 
     @property
@@ -152,7 +158,7 @@ class BaseRunner(ABC, Generic[S]):
             if (free := shutil.disk_usage(self.folder).free) < self.limits.free_disk:
                 needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
                 raise MachineError(f"{needed}; {free >> 20} MB are free")
-            tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+            tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run)
             draft = run.granted.experiment == DRAFT
             run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=draft)
             return await self._score(run)
@@ -175,8 +181,26 @@ class BaseRunner(ABC, Generic[S]):
         """Run the source once in an empty folder. Raises Prune, Fault, MachineError, OSError."""
 
     async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
-        """Run the command to its end in the sandbox, and store its log."""
+        """Run the command to its end in the sandbox."""
         await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
+        self._save_result(run)
+
+    @contextmanager
+    def _check_names(self, run: Attempt) -> Generator[None]:
+        """Raise Fault for an OSError that the names of a candidate's files cause where its folder is filled."""
+        try:
+            run.work.mkdir(parents=True)
+            yield
+            (run.work / "tmp").mkdir(exist_ok=True)
+        except OSError as error:
+            if error.errno not in BAD_NAMES:
+                raise
+            self._save_result(run)
+            name = shorten(str(error.filename).removeprefix(f"{run.work}/"), MAX_MESSAGE // 2)
+            raise Fault("other", f"its files cannot lie in one folder: {name}: {error.strerror}") from error
+
+    def _save_result(self, run: Attempt) -> None:
+        """Store the run's log, and what was measured."""
         run.result = ev.RunResult(
             experiment=run.granted.experiment,
             run=run.granted.run,
@@ -187,13 +211,16 @@ class BaseRunner(ABC, Generic[S]):
             telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
-    def _is_filling_disk(self, folder: Path) -> bool:
-        """Return whether its files leave too little room, or too few further files."""
-        disk, limits = os.statvfs(self.runs), self.limits
+    def _is_filling_disk(self, run: Attempt) -> bool:
+        """Return whether its files leave too little room, or too few further files, as far as it is looked at now."""
+        disk, limits, began = os.statvfs(self.runs), self.limits, time.monotonic()
         room, files = disk.f_bavail * disk.f_frsize, disk.f_favail
-        if room < limits.reserve <= room + (_measure(folder) << 10):
-            return True
-        return 0 < files < limits.files <= files + _measure(folder, "--inodes")  # 0: it counts none
+        if began < run.measure_at:
+            return False
+        found = room < limits.reserve <= room + (_measure(run.folder) << 10)
+        found = found or 0 < files < limits.files <= files + _measure(run.folder, "--inodes")  # 0: it counts none
+        run.measure_at = began + REST * (time.monotonic() - began)
+        return found
 
 
 @dataclass
@@ -223,8 +250,10 @@ class Runner(BaseRunner[Scorer]):
     async def _serve(self, run: Attempt) -> None:
         """Run the source to its end. Raises MachineError, OSError."""
         run.monitor.transcript.scored_elsewhere = True
-        self.tree.lay_out(run.work, run.source)
-        env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
+        with self._check_names(run):
+            self.tree.lay_out(run.work, run.source)
+            data = self.scorer.lay_out(run.work / "data")
+        env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(data)}
         ours, theirs = await open_pair()
         command = run.slot.build_command([self.tree.script], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
