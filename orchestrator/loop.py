@@ -12,6 +12,7 @@ from orchestrator.core.source import compute_fingerprint, count_changes, merge
 from orchestrator.core.state import Broken, Candidate, Decided, Stage, State
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy import steps
+from orchestrator.policy.limits import explain_cap
 from orchestrator.policy.schedule import find_due
 from orchestrator.policy.stack import sum_up
 from orchestrator.ports import Crew, Executor, Log, Revision
@@ -129,7 +130,8 @@ async def _make_candidate(
     try:
         revision = await _edit(step, stage, before, state, log, crew)
     except NoAnswer as error:
-        return ev.Abandoned(experiment=number, reason=str(error), outage=isinstance(error, Outage))
+        is_outage = isinstance(error, Outage) and number not in state.grants  # what has run counts
+        return ev.Abandoned(experiment=number, reason=str(error), outage=is_outage)
     source = revision.source
     added, removed = count_changes(before, source)
     message = MESSAGES.candidate(number, stage.proposal)
@@ -166,6 +168,8 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
             raise NoAnswer(f"later keeps build on experiment {proposal.reverts}")
         return Revision(reverted)
     if not (proposal.settings or proposal.combines):
+        if cap := explain_cap(state, step.experiment):
+            raise NoAnswer(f"its change does not fit the best as it is now, and {cap}")
         return await crew.implement(state, step, proposal, source)
     try:
         changed = with_constants(source, proposal.settings) if proposal.settings else None

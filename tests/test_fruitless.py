@@ -1,17 +1,20 @@
 """Rounds that lead nowhere are bounded, slowed and told; what was not done as proposed counts for nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
-from orchestrator.core.state import fold
-from orchestrator.loop import run
+from orchestrator.core.state import BASELINE, Candidate, Incumbent, State, fold
+from orchestrator.loop import perform, run
 from orchestrator.policy import thresholds
+from orchestrator.policy.steps import Edit
 from orchestrator.session.recording import Live
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.views.musings import write_musings
-from subagents.agent import Reply
+from subagents.agent import NoAnswer, Reply
 from tests.fakes import started
 from tests.scripted import Scripted
 from tests.simulated import SOURCE, Landscape
@@ -116,6 +119,44 @@ def test_a_conversation_has_no_further_turn_once_its_experiment_has_cost_enough(
         await run(tape, make_crew(tape, tape), tape)
 
     assert not run_virtually(replay(Tape(session), live))
+
+
+async def answer_nothing(*_):
+    raise NoAnswer("nothing comes back")
+
+
+BEFORE, KEPT, TRIED = (f"import prepare\nx = {value}\n" for value in (1, 2, 3))
+
+
+SILENT = SimpleNamespace(implement=answer_nothing)
+
+
+def edit(make_stage, how="rebased", crew=SILENT, **known):
+    """What comes of experiment 2, tried on the baseline, once experiment 1 has changed the same line for good."""
+    texts = {"before": BEFORE, "kept": KEPT, "tried": TRIED}
+    same = {"commit": "0" * 40, "parent": 0, "added": 1, "removed": 1}
+    commits = [ev.Committed(experiment=i, source=name, fingerprint=name, **same) for i, name in enumerate(texts)]
+    proposal = BASELINE.model_copy(update={"author": "researcher"})
+    best, open_ = Incumbent(1, (), 1.0), {2: make_stage(proposal, commits[2])}
+    parents = dict(enumerate(commits[:2]))
+    state, told = State(parents=parents, incumbent=best, open=open_, **{"started": started(), **known}), []
+
+    async def append(task_id, *events, last):
+        told.extend(events)
+
+    log = SimpleNamespace(append=append, state=state, get=texts.__getitem__)
+    run_virtually(perform(Edit(2, "edit 2", how), state, log, crew, None))
+    (event,) = told
+    return event
+
+
+def test_a_candidate_that_has_cost_enough_is_not_written_anew_where_it_does_not_merge():
+    """It has no verdict, and cannot get one: what it was compared with is not the best any more."""
+    limits = ev.SessionLimits(hours=1, experiment_usd=0.5)
+    ended = edit(Candidate, started=started(limits=limits), costs={2: 0.6}, grants={2: 1})
+
+    assert "does not fit the best as it is now, and models have cost $0.60" in ended.reason
+    assert edit(Candidate, started=started(limits=limits), costs={2: 0.4}).reason == "nothing comes back"
 
 
 def test_asked_again_after_a_resumption():

@@ -18,6 +18,7 @@ from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import explain_unsupported, list_verdicts
 from orchestrator.policy.limits import explain_consolidation
 from orchestrator.policy.steps import Propose, Reflect
+from subagents.agent import NoAnswer
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -188,3 +189,21 @@ def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows
     assert "- Halve it." in asked
     assert "```python" in asked
     assert proposal.title == draft["title"]
+
+
+def test_a_consolidation_that_has_cost_enough_is_followed_by_no_further_conversation():
+    state = make_state(20)
+    limits = state.session.limits.model_copy(update={"experiment_usd": 0.5})
+    started = state.session.model_copy(update={"limits": limits})
+    log = synthetic.log(len(state.results) - 1)
+    log.state = replace(state, started=started, costs={state.next: 0.6})
+
+    async def append(task_id, *events, last=False):
+        pass
+
+    log.append, world = append, FakeWorld([says(stop="refusal")])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    with pytest.raises(NoAnswer, match=r"models have cost \$0.60"):
+        asyncio.run(crew.propose(log.state, Propose(log.state.next, 1, 0)))
+    assert len(world.openings) == 1

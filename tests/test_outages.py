@@ -3,24 +3,26 @@
 import asyncio
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.agents import briefing
 from orchestrator.cli.preflight import load_style
 from orchestrator.core import events as ev
+from orchestrator.core.state import Broken, Candidate, Idea
 from orchestrator.loop import run
 from orchestrator.session.recording import Live
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.supervisor import SILENCE
-from subagents.agent import Reply
+from subagents.agent import Outage, Reply
 from subagents.claude import ATTEMPTS, Claude, connect
 from tests.fakes import FakeCrew, started
 from tests.scripted import Scripted, events
 from tests.test_claude import Asking, refusal, server, whole
 from tests.test_crew import KEY, SOURCE, Lab, make_crew
-from tests.test_fruitless import Player, list_events
+from tests.test_fruitless import Player, edit, list_events
 from tests.test_fruitless import night as play
 from tests.test_supervisor import Stalled, live
 from tests.test_terminal import shown, told
@@ -88,6 +90,23 @@ def test_without_another_the_proposal_is_not_blamed_and_not_counted(tmp_path):
     assert lost
     assert all(result.status == "abandoned" and "is retired" in result.verdict.reason for result in lost)
     assert "Abandoned" not in briefing.brief_researcher(state, 9, 1, SOURCE)["history"]
+
+
+def test_what_has_run_counts_though_no_model_would_go_on_with_it():
+    """Else a night of crashes without repair has no end but its hours, and the researcher learns nothing."""
+
+    async def refuse(*_):
+        raise Outage("the model refused to answer")
+
+    def crash(proposal, commit):
+        log = {"metrics": ev.RunMetrics(), "curve": (), "log": "before"}
+        return Broken(Candidate(proposal, commit), ev.Crashed(experiment=2, run=1, failure="other", message="", **log))
+
+    crew = SimpleNamespace(implement=refuse, repair=refuse)
+    assert edit(lambda proposal, _: Idea(proposal), "implemented", crew).outage
+    assert edit(Candidate, "rebased", crew).outage, "it waits for its first run"
+    assert not edit(Candidate, "rebased", crew, grants={2: 1}).outage
+    assert not edit(crash, "repaired", crew, grants={2: 1}).outage
 
 
 def test_another_model_takes_over_within_a_minute():

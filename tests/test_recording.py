@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -12,7 +14,7 @@ from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.views.event_text import write_page
-from subagents.agent import Agent, Reply, Request, ask
+from subagents.agent import Agent, NoAnswer, Reply, Request, ask
 from subagents.tools import Tool, ToolCall
 from tests.conversations import PROMPT, call, says, text
 from tests.fakes import started
@@ -27,9 +29,9 @@ class Answer(BaseModel):
 
 
 class Memory(Log):
-    def __init__(self, usd=None):
+    def __init__(self, **limits):
         super().__init__()
-        self.write("", started(limits=ev.SessionLimits(hours=1, usd=usd)))
+        self.write("", started(limits=ev.SessionLimits(hours=1, **limits)))
 
     async def append(self, task_id, *events, last=False):
         self.write(task_id, *events)
@@ -77,6 +79,23 @@ async def one_conversation(outside, log):
     pure = await world.use(Tool.from_function(add), ToolCall("1", "add", {"a": 1}))
     other = await world.use(Tool.from_function(look, pure=False), ToolCall("2", "look", {}))
     return reply, pure, other
+
+
+def test_a_reply_that_is_cut_off_again_and_again_costs_no_more_than_an_experiment_may():
+    """Such a conversation does not get longer."""
+
+    class Endless(Model):
+        async def reply(self, request, on_wait):
+            self.calls += 1
+            return replace(says(text("half"), stop="max_tokens"), usd=0.3)
+
+        def at_most(self, request):
+            return 0.3
+
+    log, agent, model = Memory(experiment_usd=0.2), Agent("mechanic", PROMPT, Answer), Endless()
+    with pytest.raises(NoAnswer, match=r"models have cost \$0.30"):
+        run_virtually(ask(agent, Recording(Live(model, log), log, "implement 1", 1), "opening"))
+    assert model.calls == 1
 
 
 def test_all_that_an_agent_was_told_is_written_down_and_shown():

@@ -11,7 +11,7 @@ from orchestrator.agents.fidelity import find_deviation
 from orchestrator.core.events import Notebook, Noted, Postmortem, Proposal, Record, Telemetry
 from orchestrator.core.state import Broken, Decided, State, apply, diff_from_parent
 from orchestrator.policy.evidence import explain_unsupported
-from orchestrator.policy.limits import compute_pause, explain_consolidation
+from orchestrator.policy.limits import compute_pause, explain_cap, explain_consolidation
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
@@ -70,6 +70,8 @@ class ClaudeCrew:
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
         if reason := explain_consolidation(state):
             state = await self._consolidate(state, step, tools, reason)
+            if cap := explain_cap(self.log.state, step.first):
+                raise NoAnswer(cap)
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)

@@ -37,7 +37,7 @@ class Live:
         await asyncio.sleep(seconds)
 
     async def reply(self, request: Request, on_wait: OnWait, experiment: int) -> Reply:
-        if (cap := explain_cap(self.log.state, experiment)) and len(request.messages) > 1:
+        if cap := explain_cap(self.log.state, experiment):
             return Reply.from_error("capped", cap)
         most = self.model.at_most(request) or 0.0
         if not await self._reserve(most):
