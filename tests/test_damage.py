@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
+from orchestrator.cli.options import Options
 from tests.hunting import try_examples
 from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
@@ -28,6 +29,9 @@ READERS = (
     ["compare", str(GOLDEN[0])],
     ["replay", "--verify"],
 )
+STARTERS = ["resume"], ["fork", "--at", "30"]
+"""They end here at the latest where there is no repository."""
+NAMES = "2026-11-25-quartz", "night"
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +118,7 @@ def edit_columns(luck: random.Random, path: Path) -> None:
         "update texts set body = x'00'",
         "update texts set body = 'text'",
         "update texts set body = 5",
+        "delete from texts",
     ]
     with contextlib.closing(sqlite3.connect(path)) as db:
         (count,) = db.execute("select count(*) from events").fetchone()
@@ -140,17 +145,18 @@ def salvage_everywhere(path: Path) -> set[int]:
 @pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 200), marks=pytest.mark.soak)])
 def test_no_damage_is_a_traceback(damage, seeds, tmp_path):
     refused = 0
-    (tmp_path / "s/x").mkdir(parents=True)
     for seed in seeds:
         luck = random.Random(seed)
-        path = Path(shutil.copyfile(GOLDEN[seed % 2], tmp_path / "s/x/session.db"))
+        folder = tmp_path / f"s{seed % 2}" / NAMES[seed % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(shutil.copyfile(GOLDEN[seed % 2], folder / "session.db"))
         damage(luck, path)
-        readers = [*READERS[:3], READERS[3 + seed % 3]]  # the slow ones take turns
+        readers = [*READERS[:3], READERS[3 + seed % 3], STARTERS[seed // 2 % 2]]  # the slow ones take turns
         if 2 in read_everywhere(path, readers):
             refused += 1
             salvage_everywhere(path)
     assert refused, "the damage is real"
-    assert {item.name for item in tmp_path.iterdir()} <= {"s", "out", "saved", "sessions"}
+    assert {item.name for item in tmp_path.iterdir()} <= {"s0", "s1", "out", "saved", "sessions"}
 
 
 JUNK = st.recursive(
@@ -300,6 +306,78 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     code, _, err = run("replay", str(path), "--show", "1")
     assert code == 2
     assert "larger than" in err
+
+
+@pytest.mark.parametrize("where", ["project/backup.db", "backup.db", "project/session.db", "session.db", "../x.db"])
+def test_only_a_session_in_a_folder_of_its_own_is_resumed(where, tmp_path):
+    """It takes its requests, and removes runs/, beside the file: in any other folder these are not its own."""
+    for path in ("here/project/control/1.json", "here/project/runs/x", "here/control/1.json", "here/runs/x"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    with contextlib.chdir(tmp_path / "here"):
+        data = Path(shutil.copyfile(GOLDEN[0], where)).read_bytes()
+        before = sorted(tmp_path.rglob("*"))
+        code, _, err = run("resume", where)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "has its files: fork it (" in err
+        assert f" fork {where} --at 72)" in err
+        assert Path(where).read_bytes() == data
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_session_in_its_own_folder_is_found_by_any_path(tmp_path):
+    folder = tmp_path / "s" / NAMES[0]
+    folder.mkdir(parents=True)
+    shutil.copyfile(GOLDEN[0], folder / "session.db")
+    for at, where in ((folder, "session.db"), (tmp_path / "s", f"{NAMES[0]}/session.db"), (tmp_path, str(folder))):
+        with contextlib.chdir(at):
+            assert "git repository" in run("resume", where)[2]
+    assert "is not 2026-11-25-quartz/session.db" in run("report", str(folder.rename(tmp_path / "s/other")))[2]
+
+
+@pytest.mark.parametrize("words", STARTERS)
+def test_a_text_that_is_missing_is_told_in_a_line(words, tmp_path):
+    (tmp_path / "s/night").mkdir(parents=True)
+    path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "s/night/session.db"))
+    script("delete from texts")(path)
+    code, _, err = run(words[0], str(path), *words[1:])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is missing" in err
+
+
+def test_a_report_replaces_no_folder_of_another(tmp_path):
+    path = str(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    for _ in range(2):
+        assert run("report", path)[0] == 0, "the second time into what the first wrote"
+    assert (tmp_path / NAMES[0] / "report.html").is_file()
+    script("update events set body = json_set(body, '$.name', 'docs') where seq = 0")(Path(path))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("mine")
+    code, _, err = run("report", path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--out" in err
+    assert [item.name for item in (tmp_path / "docs").iterdir()] == ["index.md"]
+    script("update events set body = json_set(body, '$.name', '.git') where seq = 0")(Path(path))
+    assert "cannot be the name of a session" in run("report", path)[2]
+    assert not (tmp_path / ".git").exists()
+
+
+def test_places_count_in_no_other_folder_than_the_one_they_were_written_in(tmp_path):
+    (tmp_path / "s/night").mkdir(parents=True)
+    shutil.copyfile(GOLDEN[1], tmp_path / "s/night/session.db")
+    own = Options(unsafe=True, programs=["cli:claude"], data=Path("there"))
+    own.remember(tmp_path / "s/night")
+    assert Options().recall(tmp_path / "s/night") == own
+    shutil.copytree(tmp_path / "s/night", tmp_path / "mailed/night")
+    assert Options().recall(tmp_path / "mailed/night") == Options()
+    for text in ('{"unsafe": true}', '{"type": "FeatureCollection"}', "[1]", "{", "\xff"):
+        (tmp_path / "mailed/night/places.json").write_text(text, "latin-1")
+        assert Options().recall(tmp_path / "mailed/night") == Options()
+        for words in (["resume", "night", "--sessions", "mailed"], ["fork", "mailed/night/session.db", "--at", "9"]):
+            _, _, err = run(*words)
+            told, fault = err.splitlines()
+            assert "mailed/night/places.json was not written by a night in this folder, so it is not read" in told
+            assert "git repository" in fault
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):

@@ -242,7 +242,7 @@ async def test_files_follow_the_log_while_the_night_goes_on(recorded, tmp_path):
 
 
 def test_any_exception_of_a_view_is_said_and_ends_nothing(recorded, tmp_path):
-    """A text that the store lacks makes musings and report raise KeyError."""
+    """A text that the store lacks makes musings and report raise SessionError."""
     session = Session(tmp_path / "s" / "session.db", time.time, create=True)
     session.write("", recorded.records[0].event)
     console = Console(file=io.StringIO(), width=200)
@@ -255,7 +255,7 @@ def test_any_exception_of_a_view_is_said_and_ends_nothing(recorded, tmp_path):
         asyncio.run(live())
 
     assert session.state.ended
-    assert "KeyError" in console.file.getvalue()
+    assert "SessionError" in console.file.getvalue()
     assert (tmp_path / "s/results.tsv").exists()
 
 

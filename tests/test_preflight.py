@@ -137,6 +137,8 @@ def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):
     (place / "rows/reader.py").touch()
     said = [*Preflight(Options(script=place / "train.py", unsafe=True), "night", "optuna").check()]
     assert any("imports helper.py, which is not committed" in found.message for found in said if found.state == "bad")
+    warned = [found.message for found in said if found.state == "warn"]
+    assert "runs train without a sandbox, because of --unsafe" in warned, "a session may remember it"
 
 
 def test_a_file_of_settings_that_is_not_read_is_named(tmp_path):

@@ -80,6 +80,17 @@ def test_its_file_alone_holds_all_of_it_though_another_program_reads_it(session)
             assert [record.event.text for record in read.records[1:]] == ["try muon"]
 
 
+@pytest.mark.parametrize("body", ['"\\ud800"', "[" * 260 + "]" * 260])
+def test_what_json_has_and_cannot_be_written_again_is_told_when_it_is_forked(session, body, tmp_path):
+    talk = {"agent": "researcher", "experiment": 1, "request": "r", "tokens": ev.Tokens(), "usd": None}
+    session.write("", ev.ModelReplied(message={"x": "here"}, **talk))
+    session.db.execute("update events set body = replace(body, '\"here\"', ?) where seq = 1", (body,))
+    session.db.commit()
+    session.close()
+    with closing(Session(session.path, read_only=True)) as old, pytest.raises(SessionError, match="is damaged"):
+        old.fork(tmp_path / "fork/session.db", 2)
+
+
 def test_what_was_read_before_is_not_taken_for_a_part_of_another_fork(session):
     for n in range(9):
         session.write("", ev.GuidanceChanged(text=str(n)))

@@ -19,7 +19,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Options, Paths, UsageError, is_given, read_session, refuse
+from orchestrator.cli.options import (
+    ExitCode,
+    NameOrFile,
+    Options,
+    Paths,
+    UsageError,
+    get_own_folder,
+    is_given,
+    read_session,
+    refuse,
+)
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.core.text import make_printable
 from orchestrator.session.store import Session
@@ -195,13 +205,17 @@ def report(
     from orchestrator.cli.wiring import hold_session
     from orchestrator.repo import write_git
     from orchestrator.views.musings import write_musings
-    from orchestrator.views.report import export, write_files
+    from orchestrator.views.report import export, has_log, write_files
 
     chosen: Options = context.obj
     with read_session(chosen, name, salvage=chosen.salvage) as session:
-        own = None if out or name.endswith(".db") else session.path.parent
+        own = None if out or name.endswith(".db") else get_own_folder(session)
         title = session.state.session.name
         folder = own or out or Path(title)
+        if not (own or out) and folder.exists() and not has_log(session, folder):
+            raise UsageError(
+                f"{folder} is here already, and holds no report of this session: --out names another folder"
+            )
         beside = own or is_given(context, "musings")
         paths = chosen.recall(session.path.parent, context)
         runs = find_process(paths, title, session.state.now) is not None

@@ -1,8 +1,9 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
 import json
+import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from os.path import relpath
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from typer import Option
 
+from orchestrator.views.output import print_safely
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 from subagents import PromptError
@@ -75,20 +77,33 @@ class Paths:
     def remember(self, folder: Path) -> None:
         """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
         known = {part.name: getattr(self, part.name) for part in fields(Paths) if part.name != "sessions"}
+        known["inode"] = folder.stat().st_ino
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
     def recall(self, folder: Path, context: typer.Context | None = None) -> Self:
-        """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
-        if not (path := folder / PLACES).is_file():
+        """Return the places of the session in that folder, except those that the command gives.
+
+        They may name programs and leave out the sandbox, so they count only in the folder in which they were written:
+        its inode is in no folder that came from elsewhere. Raises UsageError.
+        """
+        path, known = folder / PLACES, dict[str, Any]()
+        if not path.is_file():
             return self  # an older session, or a file without its folder
+        with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError):
+            found: dict[str, Any] = json.loads(path.read_text())
+            known = found if found.pop("inode", 0) == folder.stat().st_ino else known
+        if not known:
+            if context:
+                words = "was not written by a night in this folder, so it is not read: give --data and whatever else is"
+                print_safely(f"nightshift: {path} {words} not the default", sys.stderr)
+            return self
         try:
-            known: dict[str, Any] = json.loads(path.read_text())
             for name, at in known.items():
                 if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 
 
@@ -161,11 +176,26 @@ def read_session(
 
     path = paths.find_session(name)
     session = Session(path, read_only=True, salvage=salvage, known=known)
-    try:
+    with closing(session), wrap_damage(path):
         yield session
-    except (OSError, UserError, PromptError):
+
+
+@contextmanager
+def wrap_damage(path: Path) -> Generator[None]:
+    """Turn any exception that the content of a session's file causes into a UsageError."""
+    try:
+        yield
+    except (OSError, UserError, PromptError, typer.Abort, typer.Exit):
         raise
     except Exception as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    finally:
-        session.close()
+
+
+def get_own_folder(session: "Session") -> Path:
+    """Return the folder of a session, in which its files are written. Raises UsageError where the file has none."""
+    path, name = session.path, session.state.session.name
+    folder = path.parent if path.parent.name == name else path.parent.resolve()
+    if (path.name, folder.name) == ("session.db", name):
+        return folder
+    way = write_command("fork", str(path), "--at", str(len(session.records)))
+    raise UsageError(f"{path} is not {name}/session.db, beside which that session has its files: fork it ({way})")

@@ -256,8 +256,10 @@ class Preflight:
                 yield _attempt(f"{self.limits.hours:g} hours", self.estimate)
         yield _check_disk(self.options)
         tier = "each node of the cluster selects its own" if self.options.cluster else ""
-        tier = "none, because of --unsafe" if self.options.unsafe else tier
-        yield _attempt("sandbox", lambda: tier or f"{self.sandbox.tier} passes its self-check")
+        if self.options.unsafe:
+            yield CheckResult("sandbox", "warn", "runs train without a sandbox, because of --unsafe")
+        else:
+            yield _attempt("sandbox", lambda: tier or f"{self.sandbox.tier} passes its self-check")
         if url := self.options.notify:
             yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(url)))
         if prompts.state == "good" and self.prompts:

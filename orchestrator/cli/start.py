@@ -143,17 +143,19 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="nam
     names. To extend a night that is over, use `fork`.
     """
     options: opt.Options = context.obj
-    path = options.find_session(name)
-    options = options.recall(path.parent, context)
-    with hold_session(path.parent):
-        take_controls(path.parent)  # those of a life before are out of date
-        session = Session(path)
+    with opt.read_session(options, name) as known:
+        folder = opt.get_own_folder(known)
+    options = replace(options, sessions=folder.parent).recall(folder, context)
+    with hold_session(folder):
+        session = Session(folder / "session.db", known=known)
+        take_controls(folder)  # those of a life before are out of date
         own = session.state.session
         options = replace(options, search=own.search)
         night = Preflight(options, own.name, own.crew, own.limits, state=session.state, session=session)
-        night.require()
+        with opt.wrap_damage(session.path):
+            night.require()
         with hold_slots(night) as slots:
-            options.remember(path.parent)
+            options.remember(folder)
             session.write("", Resumed())
             run_session(session, night, slots)
 
@@ -182,25 +184,28 @@ def _start_fork(
     context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
 ) -> None:
     """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    old = Session(plan.options.find_session(parent), read_only=True)
-    if at > len(old.records):
-        raise opt.UsageError(f"{parent} has only {len(old.records)} events")
-    state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
-    begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
-    used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
-    longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
-    crew, name = opt.choose_crew(context, plan.crew or state.session.crew), plan.name or invent_name(options.sessions)
-    if not (options.prompts or options.model):
-        options = replace(options, model=list_models(read_prompts(old), options.programs))
-    style = options.prompts or state.session.style or "default"
-    options = replace(options, prompts=style, search=state.session.search, memory=False)
-    night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
-    night.require()
-    forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
+    with opt.read_session(plan.options, parent) as old:
+        if at > len(old.records):
+            raise opt.UsageError(f"{parent} has only {len(old.records)} events")
+        state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
+        begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
+        used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
+        longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
+        crew, name = (
+            opt.choose_crew(context, plan.crew or state.session.crew),
+            plan.name or invent_name(options.sessions),
+        )
+        if not (options.prompts or options.model):
+            options = replace(options, model=list_models(read_prompts(old), options.programs))
+        style = options.prompts or state.session.style or "default"
+        options = replace(options, prompts=style, search=state.session.search, memory=False)
+        night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
+        night.require()
+        forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
 
     def copy(path: Path) -> Session:
-        with closing(old):  # a night that still runs could not put all into its file while we read it
-            return old.fork(path, at)
+        with closing(Session(old.path, read_only=True, known=old)) as log:
+            return log.fork(path, at)  # a night that still runs could not put all into its file while we read it
 
     _begin(night, forked, copy)
 

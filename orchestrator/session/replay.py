@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar, cast
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
 from orchestrator.ports import Log
+from prepare.command import UserError
 from subagents.agent import Reply
 from subagents.tools import Tool, ToolCall, ToolResult
 
@@ -188,7 +189,7 @@ def _diff(recorded: ev.Event, now: ev.Event, log: Log) -> str:
     def write(event: ev.Event) -> str:
         fields = event.model_dump(mode="json")
         for name in {"system", "opening", "source", "tools"} & fields.keys():
-            with suppress(KeyError):
+            with suppress(KeyError, UserError):
                 fields[name] = log.get(fields[name]).splitlines()
         return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True)
 

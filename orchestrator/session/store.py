@@ -115,15 +115,18 @@ class Session(Log):
         self.tell()
 
     def get(self, name: Digest) -> str:
-        """Return the text of that digest. Raises KeyError, SessionError."""
-        with suppress(*(KeyError, SessionError) if self.salvage else ()):
+        """Return the text of that digest. Raises SessionError."""
+        with suppress(*(SessionError,) if self.salvage else ()):
             return self.texts[name] if name in self.texts else self._read_text(name)
         return "(damaged)"
 
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
-        fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
+        try:
+            fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
+        except ValueError as error:  # a surrogate, or levels that JSON has and pydantic does not write
+            raise SessionError(f"{self.path} is damaged: {error}") from error
         return fork
 
     def close(self) -> None:
@@ -135,12 +138,12 @@ class Session(Log):
         self.db.close()
 
     def _read_text(self, name: Digest) -> str:
-        """Return a text that is written already. Raises KeyError, SessionError."""
+        """Return a text that is written already. Raises SessionError."""
         stream, query = zlib.decompressobj(), "select body from texts where digest = ?"
         try:
             row = (self.packed[name],) if name in self.packed else self.db.execute(query, (name,)).fetchone()
             if row is None:
-                raise KeyError(name)
+                raise SessionError(f"{self.path} is damaged: the text {name} is missing")
             text = stream.decompress(row[0], MAX_BYTES).decode()
         except (sqlite3.Error, zlib.error, TypeError, UnicodeDecodeError) as error:
             raise SessionError(f"the text {name} is damaged: {error}") from error

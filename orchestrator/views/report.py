@@ -63,6 +63,15 @@ def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
             write_atomically(path, lines)
 
 
+def has_log(log: LogReader, folder: Path) -> bool:
+    """Return whether files of this session were written into that folder before."""
+    path, first = folder / "log.jsonl", f"{write_json(log.records[0])}\n"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(len(first) + 1) == first
+
+
 def write_files(log: LogReader, folder: Path, **how: Any) -> None:
     """Write all files of a session into its folder; `how` are arguments of `draw_report`. Raises OSError."""
     write_log(log, folder)
