@@ -459,6 +459,14 @@ async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):
     assert (last.kind, last.failure) == ("crashed", "out of host memory")
 
 
+async def test_a_baseline_that_fails_after_its_first_run_runs_once_more(bench):
+    runner, flake = bench.runner(), "raise OSError('connection reset')"
+    for run, source, kind in ((1, flake, "crashed"), (2, flake, "aborted"), (3, flake, "crashed")):
+        outcome = await runner.run(GRANTED.model_copy(update={"experiment": 0, "run": run}), source)
+        assert outcome.kind == kind
+        assert kind != "aborted" or outcome.reason.endswith("failed: OSError: connection reset"), outcome.reason
+
+
 async def test_a_disk_that_others_have_filled_is_no_failure_of_the_candidate(bench):
     full = "raise OSError(28, 'No space left on device')"
     outcome = await bench.run(full)

@@ -169,6 +169,8 @@ class BaseRunner(ABC, Generic[S]):
                 raise MachineError("the folder of the run was deleted") from fault
             is_device = run.slot.devices and DEVICE_FAULT.search(fault.message)
             excuse, experiment = fault.excuse or (fault.message if is_device else ""), run.granted.experiment
+            if experiment == 0 and run.granted.run > 1 and not self.excuses[0]:  # the night would end with it
+                excuse = excuse or f"the baseline, which is run once more, failed: {fault.message}"
             if excuse and self.excuses[experiment] < MAX_EXCUSES:
                 self.excuses[experiment] += 1
                 raise MachineError(excuse) from fault
