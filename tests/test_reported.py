@@ -498,6 +498,36 @@ def test_the_last_number_of_a_name_counts():
         find_score(NumberReader(Metric()))
 
 
+SLOW = r"(\w+[ :=]*)+accuracy: (\d+)"
+
+
+async def test_a_pattern_that_takes_too_long_fails_the_run_and_not_the_night(tmp_path):
+    reader = NumberReader(Metric(name="accuracy", pattern=SLOW))
+    row = f"{'a' * 900} accuracy: x"
+    for _ in range(10_000):
+        reader.read(row)
+    with pytest.raises(Fault, match=r"the pattern of metric takes too long on «a{100}"):
+        find_score(reader)
+    bench = Bench(tmp_path, f"print('{row}', flush=True); import time; time.sleep(600)", metric={"pattern": SLOW})
+    outcome = await bench.run()
+    assert outcome.kind == "crashed"
+    assert "the pattern of metric takes too long on «aaa" in outcome.message
+
+
+def test_many_lines_on_which_a_pattern_is_slow_are_one_on_which_it_is_too_slow():
+    reader = NumberReader(Metric(name="accuracy", pattern=r"(a+)+b"))
+    reader.patience = 0.0
+    reader.read("a" * 30)
+    assert "takes too long" in reader.fault
+
+
+def test_a_pattern_of_a_recorded_session_is_loaded_whatever_it_is():
+    task = Task.model_validate_json('{"metric": {"name": "x", "pattern": "x{99999999999999999999}"}}')
+    with pytest.raises(Fault, match="the pattern of metric: Input should be a valid regular expression"):
+        find_score(NumberReader(task.metric))
+    assert json.loads(Task(metric=Metric(pattern="a(b)")).model_dump_json())["metric"]["pattern"] == "a(b)"
+
+
 # nightshift.toml
 
 
@@ -509,6 +539,9 @@ def test_the_last_number_of_a_name_counts():
         ("metric = {goal = 'up'}", "metric.goal"),
         ("metric = {name = 'val acc'}", "letters, digits and . / - alone; a pattern finds any other"),
         ("metric = {pattern = '('}", "metric.pattern"),
+        ("metric = {pattern = 'x{99999999999999999999}'}", "metric.pattern"),
+        (f"metric = {{pattern = '{'(' * 5_000}'}}", "metric.pattern"),
+        ("metric = {pattern = '\\N{no such letter}'}", "metric.pattern"),
         ("budget = -1", "budget"),
         ("editable = ['../a.py']", "editable"),
         ("editable = ['**/../*.py']", "editable"),

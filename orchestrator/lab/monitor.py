@@ -196,6 +196,8 @@ class RunMonitor:
             return self.cause
         if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
+        if self.transcript.reader.fault:
+            return Fault("other", self.transcript.reader.fault)
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
         return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()

@@ -43,9 +43,11 @@ LEAST_TIMEOUT = 600.0
 def find_score(reader: NumberReader, last: str = "") -> float:
     """Return the score that was reported, lower is better. Raises Fault where none was: `last` is what was printed."""
     name, pattern = reader.metric.name, reader.metric.pattern
+    if reader.fault:
+        raise Fault("other", reader.fault)
     if (value := reader.numbers.get(name)) is None:
         usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
-        wanted = f"that matches {pattern.pattern!r}" if pattern else usual
+        wanted = f"that matches {pattern!r}" if pattern else usual
         raise Fault("other", f"it ended without a number for {name}: a line {wanted}; it printed {quote(last)}")
     if not isfinite(value):
         raise Fault("NaN", f"its {name} is {value}")
