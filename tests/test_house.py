@@ -39,6 +39,7 @@ ONE_FILE = {
     "apprise": "orchestrator/views/notify.py",
     "ray": "orchestrator/cluster.py",
     "optuna": "orchestrator/optimizer/study.py",
+    "regex": "orchestrator/lab/log.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
     "starlette": "orchestrator/cli/pages.py",

@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -9,6 +10,7 @@ import yaml
 
 from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import BaselineCommitted, KeepRule, Proposal, Proposed, Refused
+from orchestrator.core.task import Metric, Task
 from orchestrator.session.store import Session
 from orchestrator.views import musings
 from orchestrator.views.experiments import list_rows
@@ -280,6 +282,17 @@ def test_every_number_of_a_page_and_of_the_index_is_the_verdicts(tmp_path):
         assert f"| val_bpb | {metric.format_score(verdict.mean)} |" in body
         assert fmean(score.val_bpb for score in row.scores) == pytest.approx(verdict.mean)
         assert f"| {metric.format_score(verdict.mean)} | {change} |" in index
+
+
+def test_the_name_of_a_metric_takes_the_place_of_no_other_key(session, tmp_path):
+    row = next(row for row in list_rows(session.state) if row.gain is not None and row.experiment)
+    path = tmp_path / "page.md"
+    path.write_text(musings.render_musing(session, row))
+    own = {key: value for key, value in read(path)[0].items() if key != "val_bpb"}
+    assert len(own) == 16
+    for name in own:
+        path.write_text(musings.render_musing(session, replace(row, task=Task(metric=Metric(name=name)))))
+        assert read(path)[0] == own | {f"metric {name}": pytest.approx(row.value, abs=1e-6)}
 
 
 def test_an_arm_of_a_trial_reads_its_own_musings_only(session, folder, tmp_path):

@@ -15,6 +15,7 @@ from markupsafe import escape
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
+from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
@@ -22,7 +23,15 @@ from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
-from orchestrator.views.report import list_files, render_report, write_files, write_log, write_parquet, write_results
+from orchestrator.views.report import (
+    _list_axes,
+    list_files,
+    render_report,
+    write_files,
+    write_log,
+    write_parquet,
+    write_results,
+)
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.constants import Constant, Numbers, Value, read_values
@@ -87,6 +96,14 @@ def test_results_are_autoresearchs_own_format(session, folder):
         if result.scores:
             assert float(row["val_bpb"]) == pytest.approx(result.val_bpb, abs=1e-6)
     assert {row["status"] for row in rows} == {"keep", "discard", "crash"}
+
+
+def test_the_name_of_a_metric_takes_the_place_of_no_other_column(session):
+    for name in ("commit", "memory_gb", "status", "description"):
+        task = session.state.session.task.model_copy(update={"metric": Metric(name=name)})
+        began = session.state.session.model_copy(update={"task": task})
+        header = write_results(dataclasses.replace(session.state, started=began)).split("\n")[0]
+        assert header.split("\t") == ["commit", f"metric {name}", "memory_gb", "status", "description"]
 
 
 def test_results_of_a_thousand(thousand):
@@ -334,6 +351,17 @@ def test_the_charts_are_figures_of_plotly(session):
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
     assert bars[0] == pytest.approx(2 * sigma / session.state.session.profile.baseline_runs**0.5)
+
+
+def test_a_number_that_a_script_reports_takes_the_place_of_no_axis(session):
+    numbers = {"hours": -1.0, "experiment": -1.0, "own": 7.0}
+    rows = [
+        dataclasses.replace(row, scores=tuple(score.model_copy(update={"reported": numbers}) for score in row.scores))
+        for row in list_rows(session.state)
+    ]
+    axes = _list_axes(session, rows)
+    assert -1.0 not in {*axes["hours"].values(), *axes["experiment"].values()}
+    assert set(axes["own"].values()) == {7.0}
 
 
 def test_the_inside_of_a_model_is_drawn_by_kind(session):

@@ -6,15 +6,20 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from orchestrator.cli.options import UsageError
 from orchestrator.cli.preflight import load_style
 from orchestrator.cli.task_file import find_task
-from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
+from orchestrator.core.events import BaselineCommitted, Crashed, Granted, RunResult, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.core.task import Metric, Task
 from orchestrator.executor import LocalExecutor
@@ -28,9 +33,15 @@ from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
 from orchestrator.repo import Repo
 from orchestrator.session.store import Session
+from orchestrator.views.musings import write_musings
+from orchestrator.views.report import write_files
 from prepare.files import read_written
 from prepare.tree import join_files
+from tests.fakes import PROFILE
+from tests.hunting import try_examples
 from tests.scripted import SOURCE, Scripted, _call, _opening, served
+from tests.simulated import Landscape
+from tests.simulated import night as simulate
 from tests.test_cli import wait_until
 from tests.workplace import ROOT, begun, git, orchestrate
 
@@ -498,6 +509,73 @@ def test_the_last_number_of_a_name_counts():
         find_score(NumberReader(Metric()))
 
 
+SLOW = r"(\w+[ :=]*)+accuracy: (\d+)"
+
+
+async def test_a_pattern_that_takes_too_long_fails_the_run_and_not_the_night(tmp_path):
+    reader = NumberReader(Metric(name="accuracy", pattern=SLOW))
+    row = f"{'a' * 900} accuracy: x"
+    for _ in range(10_000):
+        reader.read(row)
+    with pytest.raises(Fault, match=r"the pattern of metric takes too long on «a{100}"):
+        find_score(reader)
+    bench = Bench(tmp_path, f"print('{row}', flush=True); import time; time.sleep(600)", metric={"pattern": SLOW})
+    outcome = await bench.run()
+    assert outcome.kind == "crashed"
+    assert "the pattern of metric takes too long on «aaa" in outcome.message
+
+
+def test_many_lines_on_which_a_pattern_is_slow_are_one_on_which_it_is_too_slow():
+    reader = NumberReader(Metric(name="accuracy", pattern=r"(a+)+b"))
+    reader.patience = 0.0
+    reader.read("a" * 30)
+    assert "takes too long" in reader.fault
+
+
+def test_a_pattern_of_a_recorded_session_is_loaded_whatever_it_is():
+    task = Task.model_validate_json('{"metric": {"name": "x", "pattern": "x{99999999999999999999}"}}')
+    with pytest.raises(Fault, match="the pattern of metric: Input should be a valid regular expression"):
+        find_score(NumberReader(task.metric))
+    assert json.loads(Task(metric=Metric(pattern="a(b)")).model_dump_json())["metric"]["pattern"] == "a(b)"
+
+
+class Printing(Landscape):
+    """A lab whose scripts report one of these numbers each time, in turn."""
+
+    def __init__(self, numbers, log):
+        super().__init__(log)
+        self.numbers = cycle(numbers)
+
+    async def train(self, granted, source):
+        ended, reader = await super().train(granted, source), NumberReader(Metric(**ACCURACY))
+        reader.read(f"METRIC accuracy={next(self.numbers)!r}")
+        try:
+            return ended.model_copy(update={"val_bpb": find_score(reader)})
+        except Fault as fault:
+            facts = {name: getattr(ended, name) for name in RunResult.model_fields}
+            return Crashed(failure=fault.kind, message=fault.message, **facts)
+
+
+@pytest.mark.parametrize("seed", [{}, {"env": "SEED"}])
+@try_examples(15)
+@given(numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=7))
+@example(numbers=[1e160, -1e160, 3e160])
+@example(numbers=[8e307, -8e307, 8e307, 1.0])
+@example(numbers=[1e-165, 2e-165, 3e-165])
+@example(numbers=[1e-165, 2e-165, 3e-165, 1e29, 1.0])
+@example(numbers=[1e-30, 1e-30, 1e-30, 1e30, -1e30])
+@example(numbers=[5e-324])
+def test_no_number_that_a_script_reports_ends_the_night(seed, numbers):
+    task = Task(form="reported", command="x", editable=("train.py",), metric=Metric(**ACCURACY), seed=seed)
+    profile = PROFILE.model_copy(update={"sigma": 0.0})
+    with tempfile.TemporaryDirectory() as folder:
+        lab = partial(Printing, numbers)
+        session = simulate(Path(folder, "session.db"), experiments=6, lab=lab, task=task, profile=profile, repairs=0)
+        assert session.state.ended
+        write_files(session, Path(folder))
+        write_musings(session, Path(folder))
+
+
 # nightshift.toml
 
 
@@ -509,6 +587,9 @@ def test_the_last_number_of_a_name_counts():
         ("metric = {goal = 'up'}", "metric.goal"),
         ("metric = {name = 'val acc'}", "letters, digits and . / - alone; a pattern finds any other"),
         ("metric = {pattern = '('}", "metric.pattern"),
+        ("metric = {pattern = 'x{99999999999999999999}'}", "metric.pattern"),
+        (f"metric = {{pattern = '{'(' * 5_000}'}}", "metric.pattern"),
+        ("metric = {pattern = '\\N{no such letter}'}", "metric.pattern"),
         ("budget = -1", "budget"),
         ("editable = ['../a.py']", "editable"),
         ("editable = ['**/../*.py']", "editable"),

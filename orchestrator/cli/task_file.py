@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
+from orchestrator.lab.log import parse_pattern
 from orchestrator.lab.sandbox.base import TRUSTED
 from prepare.files import read_written, resolve_home
 from prepare.tree import NOT_PYTHON
@@ -61,6 +62,10 @@ def _read_task(path: Path) -> Task:
         words += ": letters, digits and . / - alone; a pattern finds any other" * (key == "metric.name")
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
+    try:
+        parse_pattern(given.metric.pattern)
+    except ValueError as error:
+        raise UsageError(f"{path}: metric.pattern: {error}") from error
     if not (name := given.seed.get("env", "SEED")).isidentifier():
         raise UsageError(f"{path}: seed.env: {name!r} cannot name a variable")
     for command in filter(None, (given.command, *given.checks)):

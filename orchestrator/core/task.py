@@ -22,7 +22,7 @@ class Metric(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, Field(pattern=r"^\w[\w./-]{0,39}$")] = "val_bpb"
     goal: Literal["min", "max"] = "min"
-    pattern: re.Pattern[str] | None = None
+    pattern: str | None = None
 
     @property
     def sign(self) -> int:

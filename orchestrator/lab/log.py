@@ -7,15 +7,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import nan
+from time import thread_time
+from typing import Any
+
+import regex
 
 from orchestrator.core.task import BPB, Metric
-from subagents.logs import clean
+from subagents.logs import clean, quote
 
 MAX_LINE = 1_000  # characters of a line that are kept
 MAX_RAW_LINE = 2 * MAX_LINE  # the same of an incomplete line, whose escape sequences are not removed yet
 HEAD, TAIL = 100, 500
 """Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
 MAX_NUMBERS = 64
+PATIENCE, USUAL = 1.0, 0.001
+"""Seconds of CPU time that a pattern, which may be exponential, may take on the lines of a run, beyond those usual on
+each."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40})")
@@ -42,25 +49,49 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
+def parse_pattern(text: str | None) -> Any:
+    """Return the compiled pattern of a metric; None if it has none. Raises ValueError."""
+    try:
+        return regex.compile(text) if text else None
+    except (regex.error, ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError) as error:
+        raise ValueError(f"Input should be a valid regular expression: {error}") from error
+
+
 class NumberReader:
     """Finds the numbers that a script reports; the last one of a name counts."""
 
     def __init__(self, metric: Metric = BPB) -> None:
-        self.metric, self.pattern = metric, metric.pattern
+        self.metric, self.patience, self.fault = metric, PATIENCE, ""
+        self.pattern: Any = None
         self.numbers: dict[str, float] = {}
         self.in_summary = False
+        try:
+            self.pattern = parse_pattern(metric.pattern)
+        except ValueError as error:  # of a session that was begun with another compiler
+            self.fault = f"the pattern of metric: {error}"
 
     def read(self, row: str) -> None:
         """Read a line: `METRIC name=number` in it, `name: number` below a line of `---`, or what the pattern finds."""
         self.in_summary = self.in_summary or row == "---"
         found = _REPORT.search(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
         pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
-        if self.pattern and (match := self.pattern.search(row)):
+        if self.pattern and (match := self._search(row)):
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
                 text = pair[1].strip(" ,%")
                 self.numbers[pair[0]] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
+
+    def _search(self, row: str) -> Any:
+        """Return what the pattern finds; None once it has taken too long, which is a `fault`."""
+        began = thread_time()
+        try:
+            return self.pattern.search(row, timeout=max(self.patience, 0.0))
+        except TimeoutError:
+            self.pattern, self.fault = None, f"the pattern of metric takes too long on {quote(row)}"
+            return None
+        finally:
+            self.patience -= max(0.0, thread_time() - began - USUAL)
 
 
 class Transcript:

@@ -18,7 +18,7 @@ from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript
 
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
-"""Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
+"""Larger losses count as infinite, so that their sums are finite; larger numbers are neither reported nor a score."""
 PAUSES = 5.0
 """Multiple of the longest pause between steps that a silence may last, where it is more than is always allowed."""
 MAX_NUMBER = 1e9
@@ -196,6 +196,8 @@ class RunMonitor:
             return self.cause
         if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
+        if self.transcript.reader.fault:
+            return Fault("other", self.transcript.reader.fault)
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
         return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -25,7 +24,7 @@ from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
 from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
 from orchestrator.lab.log import NumberReader
-from orchestrator.lab.monitor import RunLimits, set_limits
+from orchestrator.lab.monitor import ABSURD_NUMBER, RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
@@ -44,13 +43,15 @@ LEAST_TIMEOUT = 600.0
 def find_score(reader: NumberReader, last: str = "") -> float:
     """Return the score that was reported, lower is better. Raises Fault where none was: `last` is what was printed."""
     name, pattern = reader.metric.name, reader.metric.pattern
+    if reader.fault:
+        raise Fault("other", reader.fault)
     if (value := reader.numbers.get(name)) is None:
         usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
-        wanted = f"that matches {pattern.pattern!r}" if pattern else usual
+        wanted = f"that matches {pattern!r}" if pattern else usual
         raise Fault("other", f"it ended without a number for {name}: a line {wanted}; it printed {quote(last)}")
-    if not isfinite(value):
+    if not abs(value) <= ABSURD_NUMBER:
         raise Fault("NaN", f"its {name} is {value}")
-    return reader.metric.sign * value
+    return reader.metric.sign * value if abs(value) * ABSURD_NUMBER >= 1 else 0.0  # squares of less would vanish
 
 
 def find_change(before: Mapping[Path, tuple[int, str]]) -> Path | None:
@@ -156,7 +157,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         if changed := await asyncio.to_thread(find_change, before):
             raise Fault("disqualified", f"it changed {changed.name}, which is protected")
         score, numbers = find_score(reader, find_message(run.log) or "nothing"), reader.numbers.items()
-        others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
+        others = {name: number for name, number in numbers if name != task.metric.name and abs(number) <= ABSURD_NUMBER}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 
 

@@ -136,7 +136,8 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
             row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
         },
     }
-    for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):
+    reported = dict.fromkeys(name for row in rows for score in row.scores for name in score.reported)
+    for name in [name for name in reported if name not in axes]:
         axes[name] = {row.experiment: row.scores[0].reported.get(name) for row in rows if row.scores}
     return axes
 

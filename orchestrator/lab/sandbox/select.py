@@ -21,7 +21,7 @@ from orchestrator.lab.sandbox.landlock import Landlock
 from orchestrator.lab.slots import Slot
 from prepare.command import UserError
 
-PATIENCE = 30.0  # seconds that the self-check of one sandbox may take
+PATIENCE = 120.0  # seconds that the self-check of one sandbox may take, which imports numpy, on a busy machine
 TIERS: tuple[Sandbox, ...] = (Bubblewrap(), Landlock())
 
 
