@@ -36,6 +36,7 @@ TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
+FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
@@ -106,8 +107,8 @@ class Claude:
         async def attempt() -> Reply:
             try:
                 return await self._turn(request)
-            except Exception as error:
-                lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * may_be_billed(error))
+            except FAILURES as error:
+                lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * is_billable(error))
                 raise
 
         most, lost = self.at_most(request), list[float]()
@@ -122,7 +123,7 @@ class Claude:
         )
         try:
             reply: Reply = await retrying(attempt)
-        except (anthropic.AnthropicError, httpx2.HTTPError, OSError) as error:
+        except FAILURES as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
@@ -201,7 +202,7 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
 
 
-def may_be_billed(error: BaseException) -> bool:
+def is_billable(error: BaseException) -> bool:
     """Return whether a request that failed so had begun a stream, or was given up while its server may have worked."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code == 200  # inside a stream
