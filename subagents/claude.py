@@ -108,7 +108,7 @@ class Claude:
             try:
                 return await self._turn(request)
             except FAILURES as error:
-                lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * may_be_billed(error))
+                lost.append(error.usd if isinstance(error, ProgramError) else (most or 0.0) * is_billable(error))
                 raise
 
         most, lost = self.at_most(request), list[float]()
@@ -202,7 +202,7 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
 
 
-def may_be_billed(error: BaseException) -> bool:
+def is_billable(error: BaseException) -> bool:
     """Return whether a request that failed so had begun a stream, or was given up while its server may have worked."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code == 200  # inside a stream

@@ -66,6 +66,8 @@ TERMS = {"main", "credentials_error", "usd", "doctor", "init", "musings", "sessi
 """Names that are no verbs: the commands that users type, and terms of the field."""
 SPOKEN = {"answers", "elapsed", "shard"}
 """Names of `prepare.channel`, which training scripts of others use."""
+CALLBACKS = {"connection_made", "pipe_data_received", "pipe_connection_lost", "process_exited"}
+"""Names that asyncio gives to what a protocol of a process is told."""
 
 
 def list_imports(path: Path) -> set[str]:
@@ -189,7 +191,7 @@ def test_functions_are_named_by_verbs(folder):
     for path in list_files(folder):
         for name in list_functions(path):
             plain = name.lstrip("_")
-            known = plain.split("_")[0] in VERBS | PREFIXES or plain in TERMS | SPOKEN
+            known = plain.split("_")[0] in VERBS | PREFIXES or plain in TERMS | SPOKEN | CALLBACKS
             assert known, f"{path.relative_to(ROOT)}: {name}"
 
 
