@@ -155,9 +155,7 @@ class Repo:
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        self._git(
-            "-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._disable_filters()
-        )
+        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._drop_filters())
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
@@ -191,7 +189,7 @@ class Repo:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here
         how += ("--ignore-submodules=dirty", "--no-ext-diff", "--no-textconv")  # a submodule has settings of its own
-        rows = self._git("diff", *how, "-z", "HEAD", env=self._disable_filters())
+        rows = self._git("diff", *how, "-z", "HEAD", env=self._drop_filters())
         changed = (row.split("\t", 2)[-1] for row in rows.split("\0"))
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
@@ -330,7 +328,7 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
-    def _disable_filters(self) -> dict[str, str]:
+    def _drop_filters(self) -> dict[str, str]:
         """Return the environment in which git starts no filter: the programs are the repository's, maybe a stranger's.
 
         On the command line a filter with = in its name would keep its program.
