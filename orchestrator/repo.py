@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from orchestrator.core.source import normalize_lines, restore_lines
 from orchestrator.core.task import EXAMINED, Task
@@ -114,9 +115,9 @@ class Repo:
             raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
         if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
-            which, off = ", ".join(str(self.home / name) for name in edited), " ".join(self._list_filter_options())
+            which, off = ", ".join(str(self.home / name) for name in edited), "\n".join(self._drop_filters().values())
             filters = self._git("check-attr", "-z", "filter", "--", *edited).split("\0")[2::3]
-            if passed := [name for name in filters if f" filter.{name}." in off]:
+            if passed := [name for name in filters if f"\nfilter.{name}." in off]:
                 remedy = f"its filter {passed[0]} is not run here: set -filter in .git/info/attributes, and commit it"
                 raise RepoError(f"{which} is not what is committed, and {remedy}")
             take = self.write_command("commit", "-m", "edits", *edited)
@@ -141,7 +142,7 @@ class Repo:
             with suppress(UnicodeDecodeError):  # under an attribute, such as working-tree-encoding
                 if normalize_lines(raw.decode()) == normalize_lines(committed):
                     return False
-            if self._git(*self._list_filter_options(), "hash-object", "--", name) == blob:
+            if self._git("hash-object", "--", name, env=self._drop_filters()) == blob:
                 return False
             raw.decode()
         except UnicodeError as error:
@@ -167,8 +168,7 @@ class Repo:
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        words = ("-C", root, "checkout-index", "--all", f"--prefix={folder}/")
-        self._git(*self._list_filter_options(), *words, index=index)
+        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._drop_filters())
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
@@ -178,12 +178,6 @@ class Repo:
                     part.unlink()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
-
-    def _list_filter_options(self) -> list[str]:
-        """Return options by which git starts none of the programs that files pass on their way in and out."""
-        pattern = r"^filter\..+\.(clean|smudge|process|required)$"
-        named = self._git("config", "--name-only", "--get-regexp", pattern, absent=1)
-        return [word for name in named.splitlines() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
 
     def list_untracked(self) -> list[str]:
         """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
@@ -207,7 +201,9 @@ class Repo:
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here
-        changed = (row.split("\t", 2)[-1] for row in self._git("diff", *how, "-z", "HEAD").split("\0"))
+        how += ("--ignore-submodules=dirty", "--no-ext-diff", "--no-textconv")  # a submodule has settings of its own
+        rows = self._git("diff", *how, "-z", "HEAD", env=self._drop_filters())
+        changed = (row.split("\t", 2)[-1] for row in rows.split("\0"))
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
     def write_command(self, *words: str) -> str:
@@ -345,12 +341,30 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
+    def _drop_filters(self) -> dict[str, str]:
+        """Return the environment in which git starts no filter: the programs are the repository's, maybe a stranger's.
+
+        On the command line a filter with = in its name would keep its program.
+        """
+        pattern = r"^filter\..+\.(clean|smudge|process|required)$"
+        named = self._git("config", "-z", "--name-only", "--get-regexp", pattern, absent=1).split("\0")
+        off = {name: "false" * name.endswith("required") for name in named if name}
+        keys = {f"GIT_CONFIG_KEY_{n}": name for n, name in enumerate(off)}
+        values = {f"GIT_CONFIG_VALUE_{n}": value for n, value in enumerate(off.values())}
+        return {"GIT_CONFIG_COUNT": str(len(off)), **keys, **values}
+
     def _git(
-        self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0, index: Path | None = None
+        self,
+        *arguments: str,
+        stdin: str = "",
+        strip: bool = True,
+        absent: int = 0,
+        index: Path | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
-        more = {"GIT_INDEX_FILE": str(index)} if index else {}
+        more = {**env, "GIT_INDEX_FILE": str(index)} if index else env
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],

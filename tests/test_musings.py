@@ -121,11 +121,14 @@ def test_the_overview_opens_with_what_is_known(session, folder, tmp_path):
         write_atomically(tmp_path / "other" / path.name, other.replace("commit: ", "commit: 0"))
         write_atomically(tmp_path / "test" / path.name, path.read_text())
     write_atomically(tmp_path / "test" / "099-mine.md", "A note of my own about depth.\n")
+    for matter in ("experiment: 3", "experiment: 3\nstatus: kept\nsession: mine", "experiment: [1]\nstatus: {}"):
+        write_atomically(tmp_path / f"test/2024-11-{len(matter)} notes.md", f"---\n{matter}\n---\nWhat I thought.\n")
     assert "test: A note of my own" in render_template("hits.txt", hits=search(tmp_path, "own note"))
     for name in ("test", "other"):
         write_atomically(tmp_path / name / "index.md", (folder / "test/index.md").read_text())
     known = musings.render_overview(tmp_path, "cpu")
     assert 0 < known.index("on profile cpu") < known.index("on profile h100")
+    assert "What I thought" not in known
     assert 0 < musings.render_overview(tmp_path, "h100").index("h100") < known.index("on profile h100")
 
 

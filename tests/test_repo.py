@@ -326,11 +326,22 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
         "filter.x.clean",
         "filter.x.smudge",
         "filter.x.process",
+        "filter.y=z.clean",
+        "filter.y=z.smudge",
+        "filter.y=z.process",
         "core.pager",
         "core.editor",
     ):
         git(folder, "config", setting, str(trap))
-    (folder / ".git/info/attributes").write_text("* filter=x\n")
+    (folder / "sub").mkdir()
+    for where, names in ((folder / "sub", ["notes.txt"]), (folder, ["notes.txt", "sub"])):
+        git(where, "init", "-q")
+        (where / "notes.txt").write_text("one")
+        git(where, "add", *names)
+        git(where, "commit", "-qm", "notes")
+    git(folder / "sub", "config", "filter.own.clean", str(trap))
+    (folder / "sub/.git/info/attributes").write_text("* filter=own\n")
+    (folder / ".git/info/attributes").write_text("* filter=x\nnotes.txt filter=y=z\n")
     git(folder, "config", "commit.gpgSign", "true")
     git(folder, "config", "filter.x.required", "true")
     (folder / "sprung").unlink(missing_ok=True)
@@ -339,6 +350,10 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
     (folder / "train.py").write_text("LR = 3\n")
     with pytest.raises(RepoError, match="its filter x is not run here: set -filter"):
         repo.read_baseline()
+    assert not (folder / "sprung").exists()
+    (folder / "notes.txt").write_text("two")
+    os.utime(folder / "sub/notes.txt", (1, 1))
+    assert repo.list_changed() == ["notes.txt"]
     assert not (folder / "sprung").exists()
 
 

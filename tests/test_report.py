@@ -665,6 +665,30 @@ def test_a_fork_is_no_further_night_of_its_own(session):
     assert [words for words, *_ in comparison.list_findings([row, fork])] == [f"{row.name} more than {row.name}"]
 
 
+def test_gains_on_other_data_are_not_compared_and_a_copy_is_no_night(session):
+    row = comparison.summarize_session(session.state, session.records)
+    second = dataclasses.replace(row, name="second")
+    assert comparison.drop_copies([row, second, row]) == [row, second]
+    profile = session.state.session.profile.model_copy(update={"budget": 7.0})
+    started = session.state.session.model_copy(update={"profile": profile, "name": "other"})
+    other = comparison.summarize_session(dataclasses.replace(session.state, started=started), session.records)
+    assert comparison.list_findings([row, other]) == []
+    assert "budgets or tasks differ" in comparison.render_comparison([row, other])
+    assert "budgets or tasks differ" not in comparison.render_comparison([row, row])
+
+
+def test_a_name_makes_no_link_in_a_chart(session):
+    evil = "<a href='https://example.org'>x</a>"
+    row = dataclasses.replace(comparison.summarize_session(session.state, session.records), arm=evil)
+    score = session.state.results[0].scores[0]
+    told = score.model_copy(update={"telemetry": {f"scalar/{evil}": (1.0,)}, "reported": {evil: 1.0}})
+    rows = [dataclasses.replace(each, scores=(told,)) for each in list_rows(session.state)]
+    axes = {name: {each.experiment: each.experiment for each in rows} for name in ("experiment", evil)}
+    progress = charts.draw_progress(rows, axes, summarize(session.state))
+    assert len(progress["layout"]["updatemenus"][0]["buttons"]) == 2
+    assert "<a" not in json.dumps([comparison.draw_courses([row]), charts.draw_telemetry(rows[0]), progress])
+
+
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_sessions_side_by_side_fit_into_any_window(session, tmp_path, width):

@@ -201,6 +201,7 @@ def test_a_name_is_no_path(folder, name):
     for end in ("", "/report", "/stream", "/events/0"):
         assert client.get(f"/sessions/{name}{end}").status_code == 404
     assert client.get(f"/compare?session=agents-1&session={name}").status_code == 404
+    assert client.get("/compare").status_code == 400
     assert client.get(f"/assets/{name}").status_code == 404
 
 

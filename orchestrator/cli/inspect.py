@@ -246,6 +246,7 @@ def compare(
     for name in names:
         with read_session(paths, name) as session:
             rows.append(comparison.summarize_session(session.state, session.records))
+    rows = comparison.drop_copies(rows)
     findings = comparison.list_findings(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
@@ -253,6 +254,8 @@ def compare(
     console.print(table)
     for finding, *gained in findings:
         print_safely(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
+    if differ := comparison.explain_ground(rows):
+        print(differ)
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))

@@ -232,7 +232,9 @@ class Site:
         for name in dict.fromkeys(request.query_params.getlist("session")):
             with self.read(name) as session:
                 rows.append(comparison.summarize_session(session.state, session.records))
-        return HTMLResponse(comparison.render_comparison(rows), headers=permit_charts())
+        if not rows:
+            raise HTTPException(400, "Choose the sessions to compare: tick the boxes before their names.")
+        return HTMLResponse(comparison.render_comparison(comparison.drop_copies(rows)), headers=permit_charts())
 
     def show_event(self, request: Request) -> Response:
         name, number = request.path_params["name"], request.path_params["number"]

@@ -28,7 +28,7 @@ def recall_results(
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
-            if _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
+            if list_conditions(started.profile, started.task) == list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
                 if fresh or begin not in known:  # a night may have measured its baseline only
@@ -38,7 +38,7 @@ def recall_results(
     return tuple(found.values())[:MAX_RESULTS], variance
 
 
-def _list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
+def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
     """Return what must be equal for scores to be compared; what the user writes in program.md does not matter."""
     data = (profile.data_hash, profile.budget_kind, profile.budget)
     return (*data, task.form, task.command, task.editable, task.metric, task.budget, task.data)

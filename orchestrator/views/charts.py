@@ -8,6 +8,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from html import escape
 from math import inf, sqrt
 from statistics import fmean
 from typing import Any
@@ -71,7 +72,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
         if axis == STEPPED[0] or len({places.get(row.experiment) for row in scored}) > 1
     }
     buttons = [
-        {"label": axis, "method": "update", "args": [{"x": along}, {"xaxis.title.text": axis}]}
+        {"label": escape(axis), "method": "update", "args": [{"x": along}, {"xaxis.title.text": escape(axis)}]}
         for axis, along in offered.items()
     ]
     margin = 0.06 * (top - low) + noise
@@ -118,7 +119,7 @@ def draw_telemetry(row: ExperimentRow) -> dict[str, Figure]:
         if kind in INSIDE:
             x = [2**i // 2 if kind == "position" else round(100 * share) for i, (share, _) in enumerate(points)]
             y = [value if value or kind == "scalar" else None for _, value in points]  # 0 has no logarithm
-            trace = {"type": "scatter", "name": part, "x": x, "y": y}
+            trace = {"type": "scatter", "name": escape(part), "x": x, "y": y}
             figures.setdefault(f"{kind}-{row.experiment}", {"data": [], "layout": INSIDE[kind]})["data"].append(trace)
     return figures
 

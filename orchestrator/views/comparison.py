@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import accumulate, combinations, cycle
 from math import hypot, sqrt
 from statistics import fmean, stdev
@@ -10,6 +11,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply, fold
 from orchestrator.core.task import Metric
 from orchestrator.policy.evidence import get_t_90
+from orchestrator.session.memory import list_conditions
 from orchestrator.views.charts import Figure, render_page
 from orchestrator.views.summary import Summary, summarize
 from prepare.command import UserError
@@ -25,8 +27,10 @@ class SessionFigures:
     arm: str  # crew and style; sessions of one arm are repetitions
     name: str
     metric: Metric
-    conditions: tuple[int, str, float, float, str]
-    """Seed, data, budget, hours, and for a fork its parent and event; sessions of two arms that agree are paired."""
+    began: float  # seconds since the epoch
+    conditions: tuple[int, tuple[object, ...], float, str]
+    """Seed, ground, hours, and for a fork its parent and event; sessions of two arms that agree are paired. The ground
+    is all that must be equal for scores to be compared: data, budget and task."""
     gain: float
     margin: float  # half the width of the gain's 90 % interval
     step: float  # mean gain of its own experiments, each over what it changed; 0 where one was not measured
@@ -66,10 +70,11 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "tokens per experiment": f"{(tokens - before) // own:,}",
         "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",
     }
-    profile, best = state.session.profile, _trace_best(summary, records)
+    night, best = state.session, _trace_best(summary, records)
     origin = next((each.event.parent for each in reversed(records) if isinstance(each.event, ev.Forked)), "")
-    conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours, origin)
-    return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, step, *best, table)
+    conditions = (night.seed, list_conditions(night.profile, night.task), night.limits.hours, origin)
+    shown = arm, night.name, metric, state.started_at, conditions
+    return SessionFigures(*shown, summary.gain, summary.margin, step, *best, table)
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
@@ -90,6 +95,17 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
     return [summary.task.metric.sign * level for level in levels], places
 
 
+def drop_copies(rows: Sequence[SessionFigures]) -> list[SessionFigures]:
+    """Return each session once: a copy of its file is no further night."""
+    return [*{(row.name, row.conditions[0], row.began): row for row in rows}.values()]
+
+
+def explain_ground(rows: Sequence[SessionFigures]) -> str:
+    """Return why the gains of these sessions say nothing together; empty where they do."""
+    differ = any(row.conditions[1] != rows[0].conditions[1] for row in rows)
+    return "Their data, budgets or tasks differ, so their gains are not compared." * differ
+
+
 def _compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half its 90 % interval by Student's t, which is valid for few sessions, too."""
     return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
@@ -100,11 +116,13 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
 
     Repetitions are averaged, and arms compared by pairs: of nights with equal seeds, or of what the experiments of
     forks from one event have gained. Where there are none, each session is compared with the first, both with the
-    errors of their own. Raises UserError if the sessions are scored differently.
+    errors of their own; nothing where data or budgets differ. Raises UserError if they are scored differently.
     """
     if any(row.metric != rows[0].metric for row in rows):
         metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
         raise UserError(f"these sessions are scored differently: {metrics}")
+    if explain_ground(rows):
+        return []
     found = list[tuple[str, float, float]]()
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
     for arm, members in arms.items():
@@ -133,7 +151,7 @@ def draw_courses(courses: Sequence[SessionFigures]) -> dict[str, Figure]:
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": f"{course.name} ({course.arm})",
+            "name": escape(f"{course.name} ({course.arm})"),  # plotly makes links of a text that has some
             "y": course.best,
             "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
         }
@@ -152,4 +170,5 @@ def draw_courses(courses: Sequence[SessionFigures]) -> dict[str, Figure]:
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
     """Return a page with the gains and what they show, the charts of best scores and the table of figures."""
-    return "".join(render_page("compare.html", draw_courses(rows), rows=rows, found=list_findings(rows)))
+    found, differ = list_findings(rows), explain_ground(rows)
+    return "".join(render_page("compare.html", draw_courses(rows), rows=rows, found=found, differ=differ))

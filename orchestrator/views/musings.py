@@ -28,6 +28,7 @@ from subagents.prompts import split_front_matter
 
 OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
 """The words of a page's template, and its tables: no content to search."""
+OF_A_PAGE = {"session", "experiment", "status", "verdict", "delta"}  # in a user's own note some are missing
 LATEST = 10  # sessions whose findings the overview tells
 
 
@@ -112,7 +113,7 @@ def render_overview(folder: Path, profile: str) -> str:
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
     paths = [path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md"))]
     told = ((path, *read_musing(path)) for path in reversed(paths))
-    shared = {_name_shared(p, m): (p, m, body) for p, m, body in told if m.get("experiment")}
+    shared = {_name_shared(p, m): (p, m, body) for p, m, body in told if m.keys() >= OF_A_PAGE and m["experiment"]}
     pages = [{"link": f"{p.parent.name}/{p.name}", "matter": m, "body": b} for p, m, b in reversed(shared.values())]
     return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
 
