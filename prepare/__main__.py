@@ -79,7 +79,7 @@ def check_request(
         content = f"{data} already holds {found.corpus} for profile {found.profile}"
         raise DataError(f"{content}: give another folder with --data")
     held = profiles.from_manifest(found)
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less
         held = replace(held, vocab_size=asked["vocab_size"], eval_tokens=asked["eval_tokens"])
     if profiles.with_overrides(held, settings) != held or work not in (None, found.budget.amount):

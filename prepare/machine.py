@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mode
 from typing import Any, cast
 
 import psutil
@@ -35,6 +36,11 @@ class Gpu:
     name: str = ""
     used: int = 0
 
+    @property
+    def model(self) -> str:
+        """Name and decimal GB: scores on GPUs of different models cannot be compared."""
+        return f"{self.name}, {self.memory / 1e9:.0f} GB"
+
 
 def read_birth(process: int) -> str:
     """Return when a process began, in ticks since the start of the machine, which no clock moves; empty on macOS."""
@@ -52,6 +58,12 @@ def list_gpus() -> list[Gpu]:
     except pynvml.NVMLError:
         return []
     return filter_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def filter_model(found: list[Gpu], model: str = "") -> list[Gpu]:
+    """Return the GPUs of that model, which Ray names in a word, or of the most frequent."""
+    model = model or mode([gpu.model for gpu in found] or [""])
+    return [gpu for gpu in found if model in gpu.model]
 
 
 def read_used_memory(uuid: str) -> int:

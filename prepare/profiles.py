@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from prepare.constants import Choices, Numbers, Setting, Value, with_settings
-from prepare.machine import Gpu, list_gpus
+from prepare.machine import Gpu, filter_model, list_gpus
 from prepare.manifest import BudgetAmount, DataError, Manifest
 from prepare.tree import NOT_PYTHON
 
@@ -93,7 +93,7 @@ def find_profile(name: str) -> Profile:
     """Return the profile of that name; for "auto", this machine's. Raises KeyError."""
     if name != "auto":
         return PROFILES[name]
-    if (cards := list_gpus()) and (found := choose_for_gpu(cards[0])):
+    if (cards := filter_model(list_gpus())) and (found := choose_for_gpu(cards[0])):
         return found
     return MPS if (platform.system(), platform.machine()) == ("Darwin", "arm64") else CPU
 

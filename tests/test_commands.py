@@ -41,7 +41,7 @@ and `fork NAME --at N` need none of them. Give them again only where something h
 | `ANTHROPIC_API_KEY` | the API key for Claude; other variables that Anthropic's SDK reads work, too |
 | `ANTHROPIC_BASE_URL` | a server of your own that speaks the Messages API; it needs no key |
 | `NIGHTSHIFT_DATA`, `NIGHTSHIFT_NOTIFY`, `NIGHTSHIFT_TOKEN` | defaults of `--data`, `--notify` and `--token` |
-| `CUDA_VISIBLE_DEVICES` | the GPUs to use, as for any CUDA program |
+| `CUDA_VISIBLE_DEVICES` | the GPUs to use, as for any CUDA program; of several models, a night uses the most frequent |
 | `KERNELS_CACHE` | the folder of downloaded attention kernels, on Hopper |
 | `OMP_NUM_THREADS` | threads of a run on a CPU; part of the experiment, since sums change with it |
 | `XDG_CACHE_HOME` | the folder under which `prepare` keeps downloaded shards of climbmix |

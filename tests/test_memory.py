@@ -137,6 +137,15 @@ def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp
     assert recall(metric=Metric(name="accuracy")) == recall(command="python other.py") == 0
 
 
+def test_what_another_gpu_found_is_not_recalled(tmp_path):
+    simulate(tmp_path, "first", experiments=3, gpu="NVIDIA A100, 86 GB").close()
+
+    names = "NVIDIA A100, 86 GB", "", "NVIDIA T4, 17 GB"
+    found = [len(recall_results(tmp_path, PROFILE, EXAMINED, gpu)[0]) for gpu in names]
+    assert found[0] == found[1] > 0
+    assert found[2] == 0
+
+
 def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
     unknown = PROFILE.model_copy(update={"sigma": 0.0})
     for seed in range(2):

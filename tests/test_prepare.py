@@ -155,6 +155,16 @@ def test_a_manifest_that_was_edited_or_is_of_another_version_is_refused(change, 
         profiles.from_manifest(manifest.load(copy))
 
 
+@pytest.mark.parametrize(("plan", "is_whole"), [(b"[]", True), (b"\xff", False)])
+def test_a_plan_that_is_damaged_is_made_anew_or_not_needed(plan, is_whole, copy, text):
+    (copy / "plan.json").write_bytes(plan)
+    if not is_whole:
+        (copy / "manifest.json").unlink()
+
+    run = prepare(copy, text, *WORK)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_a_tokenizer_that_is_damaged_is_found_by_every_loading(copy):
     flip(copy / "tokenizer.json")
 

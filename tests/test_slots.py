@@ -19,7 +19,7 @@ from orchestrator.policy.thresholds import KEEP_RULE
 from orchestrator.session.store import Session
 from orchestrator.views.usage import list_runs
 from prepare.machine import Gpu, count_cores, count_roomy_cores
-from tests.fakes import FakeLab
+from tests.fakes import FakeLab, started
 from tests.test_loop import night
 from tests.test_runner import GRANTED, HONEST, bench  # noqa: F401 - a fixture
 from tests.workplace import orchestrate, workplace
@@ -80,6 +80,9 @@ def test_without_gpus_auto_is_a_run_on_each_core_if_runs_cannot_disturb_each_oth
     assert Preflight(replace(paths, slots="auto"), "a", "optuna").count_slots() == 1
 
 
+MIXED = [(16, "NVIDIA T4"), (80, "NVIDIA A100"), (40, "NVIDIA A100"), (80, "NVIDIA A100")]
+
+
 class WithGpus(Preflight):
     """A night on a machine that has two GPUs."""
 
@@ -107,6 +110,27 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             WithGpus(replace(paths, slots=count), "c", "optuna").count_slots()
+
+
+def test_all_runs_of_a_night_use_gpus_of_one_model(tmp_path):
+    place = workplace(tmp_path / "place")
+    (place / "nightshift.toml").write_text('command = "python train.py"\n')  # whose data no profile is for
+    paths = Options(place / "sessions", place / "data", place / "train.py", slots="auto")
+    cards = [Gpu(size << 30, (8, 0), f"GPU-{i}", i, name) for i, (size, name) in enumerate(MIXED)]
+    first = Preflight(paths, "a", "optuna", find_gpus=lambda: cards)
+    assert [gpu.node for gpu in first.list_gpus()] == [1, 3]
+    assert (first.count_slots(), first.gpu) == (2, "NVIDIA A100, 86 GB")
+
+    def resume(gpu, cards):
+        state = fold([ev.Record(seq=0, at=0.0, task_id="", event=started(gpu=gpu, task=first.task))])
+        return Preflight(paths, "a", "optuna", state=state, find_gpus=lambda: cards)
+
+    assert [gpu.node for gpu in resume("NVIDIA T4, 17 GB", cards).list_gpus()] == [0]
+    assert [gpu.node for gpu in resume("A100", cards).list_gpus()] == [1, 2, 3], "as a cluster names it"
+    assert [gpu.node for gpu in resume("", cards).list_gpus()] == [1, 3]
+    for here, said in ((cards[:1], "here is NVIDIA T4, 17 GB"), ([], "here is no GPU")):
+        with pytest.raises(UsageError, match=f"was measured on NVIDIA A100, 86 GB.*{said}"):
+            resume(first.gpu, here).count_slots()
 
 
 async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811

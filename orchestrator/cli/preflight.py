@@ -44,7 +44,7 @@ from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import read_values, with_originals
 from prepare.files import list_by_age
-from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
+from prepare.machine import Gpu, count_cores, count_roomy_cores, filter_model, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from prepare.tree import split_files
@@ -87,6 +87,7 @@ class Preflight:
     session: Log | None = None
     """The session that is resumed; None for a new one, whose name must still be free."""
     verify: bool = False  # check the data's hashes, not only its sizes
+    find_gpus: Callable[[], list[Gpu]] = list_gpus
 
     @cached_property
     def commit(self) -> str:
@@ -245,7 +246,7 @@ class Preflight:
         yield (data := _attempt("scores", lambda: Task.describe(self.task)))
         if data.state == "good" and not self.task.is_reported:
             yield (data := _attempt("data", self._describe_data))
-            if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
+            if data.state == "good" and self.manifest.profile == "cpu" and self.find_gpus():
                 command = write_command("prepare", "--data", "elsewhere")
                 yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
         if git.state == data.state == "good":
@@ -339,8 +340,20 @@ class Preflight:
         self.repo.check_free()
 
     def list_gpus(self) -> list[Gpu]:
-        """Return the GPUs that runs can use: none where the data are for the CPU."""
-        return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
+        """Return the GPUs that runs can use, of one model: none where the data are for the CPU. Raises UsageError."""
+        if not self.task.is_reported and self.manifest.profile == "cpu":
+            return []
+        found, before = self.find_gpus(), self.state.session.gpu if self.state else ""
+        if before and not filter_model(found, before):
+            here = ", ".join(sorted({gpu.model for gpu in found})) or "no GPU"
+            raise UsageError(f"{self.name} was measured on {before}, and compares with no other: here is {here}")
+        return filter_model(found, before)
+
+    @property
+    def gpu(self) -> str:
+        """The model of GPU that all runs use, as it is recorded; empty where there is none."""
+        here = [] if self.options.cluster else self.list_gpus()
+        return here[0].model if here else self.places[2].get("accelerator_type", "")
 
     @cached_property
     def places(self) -> tuple[int, int, dict[str, Any]]:

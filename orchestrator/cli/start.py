@@ -44,7 +44,7 @@ def start_night(night: Preflight) -> None:
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
     if night.options.memory:
-        earlier, variance = recall_results(night.options.sessions, profile, night.task)
+        earlier, variance = recall_results(night.options.sessions, profile, night.task, night.gpu)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {count(len(earlier), 'result')} of {names} (or without, by --no-memory)")
@@ -52,7 +52,7 @@ def start_night(night: Preflight) -> None:
         print(f"Begins with experiment {night.beginning[0].experiment} of {night.beginning[0].session}, the best there")
     started = Started(
         slots=night.count_slots(),
-        gpu=night.places[2].get("accelerator_type", ""),
+        gpu=night.gpu,
         seed=random.SystemRandom().randrange(1 << 31) if night.options.seed is None else night.options.seed,
         commit=night.repo.get_start(),
         profile=calibrate_noise(profile, variance),

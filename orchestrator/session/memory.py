@@ -18,9 +18,9 @@ MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits
 
 
 def recall_results(
-    sessions: Path, profile: SessionProfile, task: Task
+    sessions: Path, profile: SessionProfile, task: Task, gpu: str = ""
 ) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
-    """Return the results of the latest sessions with this task, data and budget, newest first, and their noise.
+    """Return the results of the latest sessions with this task, data, budget and GPU, newest first, and their noise.
 
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
@@ -28,7 +28,8 @@ def recall_results(
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
-            if list_conditions(started.profile, started.task) == list_conditions(profile, task):
+            alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
+            if alike and list_conditions(started.profile, started.task) == list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
                 if fresh or begin not in known:  # a night may have measured its baseline only

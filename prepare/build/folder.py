@@ -69,7 +69,7 @@ def _begin(folder: Path, plan: Mapping[str, object]) -> None:
         shutil.rmtree(stale)
     path, text = folder / PLAN, json.dumps(plan)
     ours = {PLAN, TOKENIZER_FILE, *(f"{split}.bin" for split in SPLITS)}
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     if foreign := {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - ours:
         raise DataError(f"{folder} holds other files ({min(foreign)}): give an empty folder with --data")
