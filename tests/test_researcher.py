@@ -92,11 +92,13 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
     [
         {"family": "luck"},
         {"expected_delta": float("nan")},
+        {"expected_delta": -1e308},  # two of which have no mean
         {"title": "x"},
         {"settings": "DEPTH up"},
         {"rationale": "y" * 2000},
         {"family": "data order"},
         {"settings": {"TOTAL_BATCH": 1}},
+        {"settings": {"TOTAL_BATCH_SIZE": 10**400}},  # which is no float
         {"settings": {"TOTAL_BATCH_SIZE": 524_288}},
     ],
     ids=lambda wrong: next(iter(wrong)),

@@ -18,6 +18,8 @@ from subagents.logs import quote
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
 
+MOST = 1e30  # larger numbers have sums and squares that are infinite
+
 
 def _read_list(given: object) -> list[object]:
     """Return the list of proposals, even if a smaller model has quoted it as JSON or submitted a single proposal."""
@@ -171,9 +173,13 @@ def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -
         return f"family: {proposal.family!r} is not offered"
     if proposal.tests is not None and proposal.tests not in (result.experiment for result in state.judged):
         return f"tests: experiment {proposal.tests} has no verdict"
+    if abs(proposal.expected_delta) > MOST:
+        return f"expected_delta: more than {MOST:g}"
     for name, value in proposal.settings.items():
         if name not in values:
             return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
+        if isinstance(value, int | float) and not abs(value) <= MOST:
+            return f"settings: {name} is more than {MOST:g}"
         if values[name] == value:
             return f"settings: {name} is {value!r} already"
     return find_overlong(proposal)

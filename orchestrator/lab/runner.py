@@ -190,8 +190,8 @@ class BaseRunner(ABC, Generic[S]):
     @contextmanager
     def _check_names(self, run: Attempt) -> Generator[None]:
         """Raise Fault for an OSError that the names of a candidate's files cause where its folder is filled."""
+        run.work.mkdir(parents=True)
         try:
-            run.work.mkdir(parents=True)
             yield
             (run.work / "tmp").mkdir(exist_ok=True)
         except OSError as error:
