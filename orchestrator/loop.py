@@ -16,7 +16,7 @@ from orchestrator.policy.limits import explain_cap
 from orchestrator.policy.schedule import find_due
 from orchestrator.policy.stack import sum_up
 from orchestrator.ports import Crew, Executor, Log, Revision
-from prepare.constants import UnknownConstantError, with_constants
+from prepare.constants import with_constants
 from subagents.agent import NoAnswer, Outage
 
 MESSAGES = Macros(load_templates("orchestrator"), "commit.txt")
@@ -174,7 +174,7 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     try:
         changed = with_constants(source, proposal.settings) if proposal.settings else None
         return Revision(changed or _combine(state, proposal, source, log))
-    except UnknownConstantError as error:
+    except (ArithmeticError, ValueError) as error:  # no such constant, or a value that older checks let pass
         raise NoAnswer(str(error)) from error
 
 

@@ -15,15 +15,17 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate
 from math import exp, log
+from sys import float_info
 from typing import Any, NamedTuple, cast
 
 from prepare.tree import NOT_PYTHON, join_files, split_files
 
 Value = bool | int | float | str | tuple[float, ...]
 
-_BOUND = r"[-+]?[\d._]+(?:e[-+]?\d+)?"
+_BOUND = r"[-+]?[\d._]{1,40}(?:e[-+]?\d+)?"
 _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?P<options>.+?)"
-_COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
+_END = r"(?<!\s)(?=\s+[–—-]\s|\s*$)"  # spaces are looked at once only, however many there are
+_COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE}){_END})?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 _MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
 _JUDGES = re.compile(r"(?i)(^|[-_:])(eval(uation)?|val(id(ation)?)?|test|dev|hold_?out|splits?|folds?)($|[-_])")
@@ -31,6 +33,7 @@ LOOKUPS = {"add_argument", "get", "getattr", "getenv", "pop", "setdefault"}
 """Functions that take a name, and the value where nothing else gives one."""
 _SETS = ast.Assign, ast.AnnAssign
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
+MAX_BOUND = 1e300  # end of a range; beyond it, arithmetic in a range leaves what a float can hold
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
 
@@ -146,8 +149,19 @@ def read_values(source: str) -> dict[str, Value]:
     return {name: at.value for name, at in _find_constants(source).items()}
 
 
+def is_plain(value: object) -> bool:
+    """Return whether a value can be stored and read again: a text that can be encoded, or what a float can hold."""
+    if isinstance(value, tuple):
+        return all(map(is_plain, cast("tuple[object, ...]", value)))
+    if isinstance(value, str):
+        return value.encode("utf-8", "ignore").decode() == value
+    return isinstance(value, int | float) and abs(value) <= float_info.max
+
+
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
+    if odd := [name for name, value in changes.items() if not is_plain(value)]:
+        raise UnknownConstantError(f"{odd[0]}: such a value cannot be kept: it is too large, or not a text")
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"the script has no plain constant {min(unknown)}")
@@ -333,6 +347,10 @@ def get_name(node: ast.AST | None) -> str:
 
 def _evaluate(node: ast.expr) -> Any:
     """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; else None."""
+    return value if is_plain(value := _compute(node)) else None
+
+
+def _compute(node: ast.expr) -> Any:
     match node:
         case ast.Constant(bool() | int() | float() | str() as value):
             return value
@@ -353,13 +371,16 @@ def _evaluate(node: ast.expr) -> Any:
 
 def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    with suppress(ValueError, SyntaxError, TypeError):
+    with suppress(*NOT_PYTHON, TypeError, AttributeError):  # such as `one of x for x in y`, which is not a list
         if comment and comment["options"]:
             options = cast("ast.List", ast.parse(f"[{comment['options']}]", mode="eval").body).elts
             values = ((_evaluate(option), option) for option in options)
-            return _make_choices(ast.literal_eval(option) if value is None else value for value, option in values)
-        if comment and comment["high"] and number and (low := float(comment["low"])) < (high := float(comment["high"])):
-            return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
+            choices = _make_choices(ast.literal_eval(option) if value is None else value for value, option in values)
+            return choices if str(choices) else None  # a ValueError where one cannot be written
+        if comment and comment["high"] and number:
+            low, high = float(comment["low"]), float(comment["high"])
+            if -MAX_BOUND <= low < high <= MAX_BOUND:
+                return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
     return None
 
 
@@ -373,6 +394,8 @@ def _guess_space(name: str, value: Value, options: Sequence[Value] = ()) -> Spac
     match value:
         case _ if options:
             return _make_choices(options)
+        case int() | float() if value and not 1 / MAX_BOUND <= abs(value) <= MAX_BOUND:
+            return None
         case bool():
             return Choices((False, True))
         case int() if value >= 16 and value & (value - 1) == 0:

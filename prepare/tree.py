@@ -7,7 +7,7 @@ from contextlib import suppress
 
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What is raised for text that does not parse (a null byte is a ValueError), or is nested too deeply to be walked."""
-_HEADER = re.compile(r"=== (.+) \((\d+) characters\)\n")
+_HEADER = re.compile(r"=== (.+) \((\d{1,12}) characters\)\n")
 
 
 def join_files(files: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ Join = Callable[[Mapping[str, str]], str]
 Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a step costs, if known, or the fault
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 MAX_NAME, MAX_PATH = 255, 4_096  # bytes of a file's name and of its path on usual file systems
+MAX_LEVELS = 100  # levels of a syntax tree: scripts have up to 60, and what walks a tree fails at about 250
 LISTED = 10  # lines that are named where a passage is not unique
 
 
@@ -133,10 +134,15 @@ def number_page(text: str, first: int, last: int | None) -> str:
 
 
 def find_syntax_error(source: str, path: str = "train.py") -> str:
-    """Return why Python cannot compile the source, with the line; empty if it can."""
+    """Return why Python cannot compile the source, with the line, or why nothing may walk it; empty if all is well."""
     try:
         with warnings.catch_warnings(action="ignore"):
             compile(source, path, "exec", dont_inherit=True)
+            row: list[ast.AST] = [ast.parse(source)]
+        for _ in range(MAX_LEVELS):
+            row = [child for node in row for child in ast.iter_child_nodes(node)]
+        if lines := [node.lineno for node in row if isinstance(node, ast.expr | ast.stmt)]:
+            return f"{path} is nested too deeply in line {lines[0]}: in more than {MAX_LEVELS} levels"
     except SyntaxError as error:
         return f"{path} has a syntax error{f' in line {error.lineno}' * bool(error.lineno)}: {error.msg}"
     except (ValueError, RecursionError, MemoryError) as error:

@@ -79,7 +79,8 @@ def unquote(value: object) -> object:
     """Return the object or list that a smaller model has quoted as JSON; any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError, RecursionError):
-            return json.loads(value)
+            found = json.loads(value)  # half a surrogate pair is legal in JSON, but cannot be stored
+            return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
     return value
 
 

@@ -127,6 +127,12 @@ def test_products_and_powers_are_read_as_their_values_and_replaced_whole():
     )
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**309), float("inf"), float("nan"), "\ud800", (0.1, 10**400)])
+def test_what_cannot_be_kept_is_no_value(value):
+    with pytest.raises(UnknownConstantError, match="MATRIX_LR"):
+        with_constants(SCRIPT, {"MATRIX_LR": value})
+
+
 def test_what_is_not_a_plain_constant_cannot_be_turned():
     for name in ("HALF", "INNER", "MISSING", "lower", "DEPTH"):
         with pytest.raises(UnknownConstantError, match=name):

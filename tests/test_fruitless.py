@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
-from orchestrator.core.state import BASELINE, Candidate, Incumbent, State, fold
+from orchestrator.core.state import BASELINE, Candidate, Idea, Incumbent, State, fold
 from orchestrator.loop import perform, run
 from orchestrator.policy import thresholds
 from orchestrator.policy.steps import Edit
@@ -125,7 +125,7 @@ async def answer_nothing(*_):
     raise NoAnswer("nothing comes back")
 
 
-BEFORE, KEPT, TRIED = (f"import prepare\nx = {value}\n" for value in (1, 2, 3))
+BEFORE, KEPT, TRIED = (f"import prepare\nx = {value}\nLR = 0.1\n" for value in (1, 2, 3))
 
 
 SILENT = SimpleNamespace(implement=answer_nothing)
@@ -157,6 +157,14 @@ def test_a_candidate_that_has_cost_enough_is_not_written_anew_where_it_does_not_
 
     assert "does not fit the best as it is now, and models have cost $0.60" in ended.reason
     assert edit(Candidate, started=started(limits=limits), costs={2: 0.4}).reason == "nothing comes back"
+
+
+@pytest.mark.parametrize("value", [10**400, "\ud800"])
+def test_a_value_that_an_older_version_let_pass_ends_its_experiment_alone(value):
+    def propose(proposal, _):
+        return Idea(proposal.model_copy(update={"settings": {"LR": value}}))
+
+    assert "LR: such a value cannot be kept" in edit(propose, "implemented").reason
 
 
 def test_asked_again_after_a_resumption():

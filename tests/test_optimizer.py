@@ -414,3 +414,11 @@ def test_a_constant_at_its_bound_has_a_step(line):
     found = list_tunable(f"{line}\ntrain(X)\n")
     at = SearchState(found, (), 0.004)
     assert [is_within(found["X"].space, step.changes["X"]) for step in rank_steps(at)] == [True]
+
+
+def test_the_constants_of_many_parents_are_read_once_each():
+    sources = [f"LR = {number}.5  # 0..1000\nprint(LR, prepare(LR))\n" for number in range(200)]
+    before = list_tunable.cache_info().misses
+    for source in (*sources, *sources):
+        assert list_tunable(source)
+    assert list_tunable.cache_info().misses == before + len(sources)

@@ -100,6 +100,9 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"settings": {"TOTAL_BATCH": 1}},
         {"settings": {"TOTAL_BATCH_SIZE": 10**400}},  # which is no float
         {"settings": {"TOTAL_BATCH_SIZE": 524_288}},
+        {"settings": {"MATRIX_LR": 10**400}},
+        {"settings": {"MATRIX_LR": f"0x{'f' * 4000}"}},
+        {"settings": {"MATRIX_LR": "'\\ud800'"}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -109,6 +112,15 @@ def test_what_is_no_proposal_goes_back(wrong):
     asyncio.run(ask(agent(), world, "Go on."))
 
     assert next(iter(wrong)) in world.heard()[0]
+
+
+def test_half_a_surrogate_pair_in_quoted_json_is_stored():
+    given = json.dumps([DRAFT | {"hypothesis": "Try \ud800 it"}])
+    world = FakeWorld([says(call("submit", proposals=given))])
+
+    (proposal,) = asyncio.run(ask(agent(), world, "Go on.")).proposals
+
+    assert Proposal.model_validate_json(proposal.model_dump_json()).hypothesis == "Try ? it"
 
 
 def test_the_whole_beginning_fits_into_twelve_thousand_tokens_beside_train_py():
@@ -197,6 +209,7 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     def ask_for(edits=None, **settings):
         return asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": settings, "edits": edits or {}})))
 
+    assert "MATRIX_LR: such a value cannot be kept" in ask_for(MATRIX_LR=10**400).text
     found = ask_for(TOTAL_BATCH_SIZE=1024)
     assert (tool.name, tool.pure) == ("profile_step", False)
     assert "TOTAL_BATCH_SIZE = 1_024" in seen[0]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint
 from prepare.constants import read_values
-from prepare.tree import parse_files
+from prepare.tree import parse_files, split_files
 
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 
@@ -40,13 +40,21 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
 def _read_constants(source: str) -> Mapping[str, str]:
     """Return the normalized top-level statements that assign an UPPER_CASE name, by that name; argparse's defaults."""
     found = defaultdict[str, list[str]](list)
-    for node in parse_files(source).body:
+    for node, written in ((node, text) for text in split_files(source).values() for node in parse_files(text).body):
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
             for name in dict.fromkeys(part.id for part in stored if part.id.isupper()):
-                found[name].append(ast.unparse(node))
+                found[name].append(_normalize(written, node))
     options = {name: f"{name} = {value!r}" for name, value in read_values(source).items() if "--" in name}
     return {name: "; ".join(statements) for name, statements in found.items()} | options
+
+
+def _normalize(text: str, node: ast.stmt) -> str:
+    """Return a statement in one layout; as it is written where Python cannot write it anew."""
+    try:
+        return ast.unparse(node)
+    except (ValueError, RecursionError):  # such as an f-string with a line break, or a number of 5,000 digits
+        return ast.get_source_segment(text, node) or ""
 
 
 def _is_named(text: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, 
 from orchestrator.core.state import UNTESTED, FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
-from prepare.constants import UnknownConstantError, Value, read_values, with_constants
+from prepare.constants import UnknownConstantError, Value, is_plain, read_values, with_constants
 from subagents.agent import Agent
 from subagents.files import EditedFiles, number_page
 from subagents.logs import quote
@@ -180,6 +180,8 @@ def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -
             return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
         if isinstance(value, int | float) and not abs(value) <= MOST:
             return f"settings: {name} is more than {MOST:g}"
+        if not is_plain(value):
+            return f"settings: {name} cannot have a value that is too large to be kept, or not a text"
         if values[name] == value:
             return f"settings: {name} is {value!r} already"
     return find_overlong(proposal)

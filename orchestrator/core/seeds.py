@@ -12,7 +12,7 @@ from itertools import islice
 
 from orchestrator.core.source import SEEDERS, is_seeder
 from orchestrator.core.task import EXAMINED, Task
-from prepare.constants import get_name, list_values
+from prepare.constants import get_name, is_plain, list_values
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run
@@ -104,7 +104,7 @@ def _list_literals(value: ast.expr) -> list[ast.Constant]:
     if len([*islice(ast.walk(value), LONGEST)]) == LONGEST:
         return []
     match value:
-        case ast.Constant(number) if not isinstance(number, bool) and f"{number}".isdecimal():
+        case ast.Constant(number) if not isinstance(number, bool) and is_plain(number) and f"{number}".isdecimal():
             return [value]
         case ast.Call(ast.Name("int" | "str"), [inner]):
             return _list_literals(inner)

@@ -100,7 +100,7 @@ def is_seeder(function: ast.expr) -> bool:
     """Return True if the first argument of a function is a seed."""
     name = get_name(function)
     words = set(name.lower().split("_"))
-    is_key = name == "key" and ast.unparse(function).endswith("random.key")  # of jax
+    is_key = name == "key" and get_name(getattr(function, "value", None)) == "random"  # of jax
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from math import isclose
@@ -9,7 +10,7 @@ from typing import Literal
 
 from orchestrator.core.events import Direction, parse_value
 from orchestrator.core.text import shorten
-from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name, list_searchable, read_values
+from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name, is_plain, list_searchable, read_values
 from prepare.tree import parse_files
 
 STEP_SIZE = 0.375  # a first step, as a share of the space or of a count: long, to exceed the noise
@@ -22,15 +23,16 @@ PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", 
 """Functions without side effects on training."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # the optimizer asks for all parents in turn
 def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
     """Return the constants that training reads and whose space holds another value.
 
     Seeds are left out: the orchestrator assigns them. Where the score is a number that the script prints, everything
     has an effect except what is printed as it is.
     """
-    found = list_searchable(source)
-    names = (_find_names_computed if is_reported else _find_names_read)(source) if found else set[str]()
+    found, names = list_searchable(source), set[str]()
+    with suppress(RecursionError):  # older sessions may hold a script that would not be accepted now
+        names = (_find_names_computed if is_reported else _find_names_read)(source) if found else names
     words = {name: name.rpartition(":")[2].removeprefix("--").replace("-", "_") for name in found}
     read = {n: c for n, c in found.items() if {words[n], f".{words[n]}"} & names or names & REFLECTION}
     return {n: c for n, c in read.items() if "seed" not in words[n].lower() and _has_steps(c)}
@@ -56,7 +58,7 @@ def explain_unsearchable(way: str) -> str:
 def _has_steps(constant: Constant) -> bool:
     """Return whether the space holds another value, and only values that a proposal can express."""
     options = constant.space.options if isinstance(constant.space, Choices) else ()
-    if any(parse_value(repr(value)) != value for value in (constant.value, *options)):
+    if not all(is_plain(value) and parse_value(repr(value)) == value for value in (constant.value, *options)):
         return False
     steps = (take_step(constant, way, 1.0) for way in ("up", "down"))
     return any(option != constant.value for option in options) or any(step is not None for step in steps)
