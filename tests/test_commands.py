@@ -23,7 +23,7 @@ that would do nothing is refused. `nightshift --install-completion` makes your s
 `--show-completion` prints what it would install.
 
 A session remembers `--data`, `--script`, `--musings` and `--unsafe` in `sessions/NAME/places.json`, so `resume NAME`
-and `fork NAME --at N` need none of them. Give them again only where something has moved.
+and `fork NAME --at N` need none of them. Give them again only where something has moved, the session's folder included.
 
 | exit code | meaning |
 |---|---|

@@ -198,4 +198,5 @@ def get_own_folder(session: "Session") -> Path:
     if (path.name, folder.name) == ("session.db", name):
         return folder
     way = write_command("fork", str(path), "--at", str(len(session.records)))
-    raise UsageError(f"{path} is not {name}/session.db, beside which that session has its files: fork it ({way})")
+    where = f"{path} is not {name}/session.db, beside which that session has its files"
+    raise UsageError(f"{where}: fork it ({way}), or have it reported with --out")
