@@ -184,9 +184,7 @@ def measure(name: str, night: str, seed: int, changes: Mapping[str, Value]) -> l
 
 def train(wanted: Sequence[str], seed: int, source: str) -> None:
     """Train once, append a row to the table, and end this process."""
-    import prepare
-
-    prepare.SEED, said = seed, io.StringIO()
+    os.environ["NIGHTSHIFT_SEED"], said = str(seed), io.StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(said):
             exec(compile(source, "train.py", "exec"), {"__name__": "__main__"})

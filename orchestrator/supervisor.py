@@ -106,7 +106,7 @@ async def _wait_for_stall(session: Session, seconds: float) -> None:
     begun = session.clock()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        last = next((record.at for record in reversed(session.records) if record.task_id), begun)  # guidance is no life
+        last = next((record.at for record in reversed(session.records) if record.task_id), begun)  # not guidance
         if session.clock() > max(begun, last) + seconds and not session.state.running:
             return
 

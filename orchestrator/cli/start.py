@@ -191,10 +191,8 @@ def _start_fork(
         begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
         used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
-        crew, name = (
-            opt.choose_crew(context, plan.crew or state.session.crew),
-            plan.name or invent_name(options.sessions),
-        )
+        crew = opt.choose_crew(context, plan.crew or state.session.crew)
+        name = plan.name or invent_name(options.sessions)
         if not (options.prompts or options.model):
             options = replace(options, model=list_models(read_prompts(old), options.programs))
         style = options.prompts or state.session.style or "default"

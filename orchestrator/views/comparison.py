@@ -96,7 +96,7 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
 
 
 def drop_copies(rows: Sequence[SessionFigures]) -> list[SessionFigures]:
-    """Return each session once: a copy of its file is no further night."""
+    """Return each session once: a copy of its file counts for nothing."""
     return [*{(row.name, row.conditions[0], row.began): row for row in rows}.values()]
 
 
