@@ -494,9 +494,7 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
     assert repo.list_changed() == ["more\t.txt"]
 
 
-@pytest.mark.parametrize(
-    ("attribute", "encoding"), [("ident", "utf-8"), ("working-tree-encoding=UTF-16", "utf-16")]
-)
+@pytest.mark.parametrize(("attribute", "encoding"), [("ident", "utf-8"), ("working-tree-encoding=UTF-16", "utf-16")])
 def test_a_file_that_git_itself_shows_otherwise_is_no_edit(folder, attribute, encoding):
     text = "# $Id$\nLR = 1\n"
     (folder / ".gitattributes").write_text(f"train.py {attribute}\n")
