@@ -120,6 +120,7 @@ def test_all_runs_of_a_night_use_gpus_of_one_model(tmp_path):
     first = Preflight(paths, "a", "optuna", find_gpus=lambda: cards)
     assert [gpu.node for gpu in first.list_gpus()] == [1, 3]
     assert (first.count_slots(), first.gpu) == (2, "NVIDIA A100, 86 GB")
+    assert "2 GPUs of other models unused" in first.estimate()
 
     def resume(gpu, cards):
         state = fold([ev.Record(seq=0, at=0.0, task_id="", event=started(gpu=gpu, task=first.task))])

@@ -276,9 +276,11 @@ class Preflight:
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
-        idle = 0 if self.options.cluster else len(self.list_gpus()) - slots
+        usable = [] if self.options.cluster else self.list_gpus()
+        idle, others = len(usable) - slots, len(self.find_gpus()) - len(usable) if usable else 0
         parts = [*[f"about {count(round(runs), 'run')}"] * (low < high), tried]
         parts += [f"{count(idle, 'GPU')} idle (--slots auto trains on all)"] * (idle > 0)
+        parts += [f"{count(others, 'GPU')} of other models unused (choose by CUDA_VISIBLE_DEVICES)"] * (others > 0)
         if self.prompts:
             from subagents.prices import estimate_experiment
 
