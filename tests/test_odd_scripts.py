@@ -41,7 +41,7 @@ ODD = {
     "tuples": lambda n: f"X = {'(' * n}1{',)' * n}",
     "blocks": lambda n: "".join(f"{' ' * i}if LR:\n" for i in range(n)) + " " * n + "X = 1",
     "chain": lambda n: f"x = a{'.b' * n}.key(1)\njax.random.key(2)",
-    "calls": lambda n: f"X = LR{'.a(LR)' * min(n, 400)}",
+    "calls": lambda n: f"X = LR{'.a(LR)' * min(n, 120)}",
     "keys": lambda n: f"X = a{'[0]' * n}",
     "targets": lambda n: f"{'X = ' * min(n, 400)}1",
     "overflow": lambda n: "X = 65536**63 * 65536**63 * 1.5\nY = 1e308 * 10\nZ = (65536**63 * 65536**63, 2)",
