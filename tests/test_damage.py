@@ -332,7 +332,18 @@ def test_a_session_in_its_own_folder_is_found_by_any_path(tmp_path):
     for at, where in ((folder, "session.db"), (tmp_path / "s", f"{NAMES[0]}/session.db"), (tmp_path, str(folder))):
         with contextlib.chdir(at):
             assert "git repository" in run("resume", where)[2]
-    assert "is not 2026-11-25-quartz/session.db" in run("report", str(folder.rename(tmp_path / "s/other")))[2]
+    assert "is not 2026-11-25-quartz/session.db" in run("resume", str(folder.rename(tmp_path / "s/other")))[2]
+
+
+@pytest.mark.parametrize("words", [*STARTERS, ["report"], ["replay"]])
+@pytest.mark.parametrize("at", ["1e300", "9e999", "-1e300"])
+def test_a_time_of_which_no_date_can_be_made_is_told_in_a_line(words, at, tmp_path):
+    (tmp_path / "s/night").mkdir(parents=True)
+    path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "s/night/session.db"))
+    script(f"update events set at = {at} where seq = 25")(path)
+    code, _, err = run(words[0], str(path), *words[1:])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "event 25" in err
 
 
 @pytest.mark.parametrize("words", STARTERS)

@@ -219,7 +219,7 @@ ANOTHERS = """import asyncio, os, sys, time
 from types import SimpleNamespace
 from orchestrator.lab.guardian import _find_left
 from orchestrator.lab.process import _wait
-from subagents.cli_model import _kill
+from subagents.cli_model import _Program
 if not (child := os.fork()):
     os.setpgid(0, 0)
     os.closerange(0, 3)
@@ -229,7 +229,7 @@ async def end(): pass
 os.setresuid(65534, 65534, 0)
 try:
     asyncio.run(_wait(SimpleNamespace(pid=child, returncode=None, wait=end), 1))
-    _kill(SimpleNamespace(pid=child))
+    _Program.kill(SimpleNamespace(pid=child))
     print([process.pid for process in _find_left(child)] == [child])
 finally:
     os.setresuid(0, 0, 0)

@@ -19,17 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import (
-    ExitCode,
-    NameOrFile,
-    Options,
-    Paths,
-    UsageError,
-    get_own_folder,
-    is_given,
-    read_session,
-    refuse,
-)
+from orchestrator.cli.options import ExitCode, NameOrFile, Options, Paths, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.core.text import make_printable
 from orchestrator.session.store import Session
@@ -209,7 +199,7 @@ def report(
 
     chosen: Options = context.obj
     with read_session(chosen, name, salvage=chosen.salvage) as session:
-        own = None if out or name.endswith(".db") else get_own_folder(session)
+        own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
         if not (own or out) and folder.exists() and not has_log(session, folder):

@@ -199,4 +199,4 @@ def get_own_folder(session: "Session") -> Path:
         return folder
     way = write_command("fork", str(path), "--at", str(len(session.records)))
     where = f"{path} is not {name}/session.db, beside which that session has its files"
-    raise UsageError(f"{where}: fork it ({way}), or have it reported with --out")
+    raise UsageError(f"{where}: fork it ({way})")

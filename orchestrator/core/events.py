@@ -164,7 +164,7 @@ class SessionProfile(Frozen):
     name: str
     budget_kind: Literal["time", "work"]
     budget: float  # seconds of training, or FLOPs' worth of training
-    expected_seconds: float  # expected wall time of one whole run on this machine, in seconds
+    expected_seconds: float = Field(le=1e9)  # expected wall time of one whole run on this machine, in seconds
     data_hash: str
     seq_len: int = 0  # row length in tokens; 0 in sessions recorded before this field existed
     vocab_size: int = 0
@@ -669,7 +669,7 @@ class Record(Frozen):
     """An event with its place and time."""
 
     seq: int
-    at: float  # seconds since the epoch
+    at: float = Field(ge=0, le=1e11)  # seconds since the epoch, of which a date can be made
     task_id: str  # the step that wrote it; empty for external events: the user, the clock, a restart
     event: Event
 
