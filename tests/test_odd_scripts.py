@@ -99,11 +99,11 @@ def read(source):
 @pytest.mark.parametrize("kind", ODD)
 def test_every_odd_script_is_read(kind):
     for size in SIZES:
-        for source in (ODD[kind](size), f"{BASE}{ODD[kind](size)}\n"):
-            read(source)
+        read(f"{BASE}{ODD[kind](size)}\n")
+    read(ODD[kind](SIZES[0]))
 
 
-@try_examples(30)
+@try_examples(15)
 @given(st.lists(st.tuples(st.sampled_from(sorted(ODD)), st.integers(0, 300)), min_size=1, max_size=4))
 def test_so_is_any_mixture(parts):
     read("\n".join([BASE, *(ODD[kind](size) for kind, size in parts)]))
