@@ -46,7 +46,8 @@ def live(path, crew, sent=(), at=333.0, meanwhile=None, kind=Session):
 
         disturbing = asyncio.ensure_future(disturb())
         try:
-            await asyncio.wait_for(supervise(session, crew, FakeLab(session), path / "guidance.md"), 9_000)
+            async with asyncio.timeout(9_000):  # wait_for would start a task, in which Ctrl-C is told twice
+                await supervise(session, crew, FakeLab(session), path / "guidance.md")
         finally:
             disturbing.cancel()
             session.close()
