@@ -1,5 +1,6 @@
 """What stands beside a session: results.tsv, ledger.parquet, log.jsonl and report.html, the last in a real browser."""
 
+import asyncio
 import csv
 import dataclasses
 import io
@@ -292,6 +293,34 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     for levels in (stairs, course.best):
         assert (levels[0], levels[-1]) == (summary.baseline, summary.best)
         assert levels[:-1] == sorted(levels[:-1], reverse=True)
+
+
+class Uneven(Landscape):
+    """Every third experiment takes its time, so that slots decide later ones before it."""
+
+    async def train(self, granted, source):
+        await asyncio.sleep(400.0 * (granted.experiment % 3 == 1))
+        return await super().train(granted, source)
+
+
+def test_with_slots_each_step_stands_on_those_before_it(tmp_path):
+    """What was kept is told in the order of its keeps, which need not be that of the numbers."""
+    session = night(tmp_path / "s" / "session.db", experiments=24, lab=Uneven, slots=4, seed=2)
+    order, rows = [*session.state.former, session.state.best][1:], list_rows(session.state)
+    assert order == [2, 8, 4, 1, 7]
+
+    page, index = render_report(session), render_index(session.state, rows)
+    steps, lineage = page.partition('<table class="steps">')[2], page.partition('<ul class="lineage">')[2]
+    for part, end in ((steps, "</table>"), (lineage, "</ul>")):
+        assert [int(n) for n in re.findall(r'href="#(\d+)"', part.partition(end)[0])] == order
+    course = index.partition("## The night as it went")[2].partition("##")[0]
+    assert [int(n) for n in re.findall(r"^\d+\. .*?\]\(0*(\d+)-", course, re.MULTILINE)] == order
+    assert course.count("Meanwhile") == 3
+
+    axes = {"experiment": {row.experiment: row.experiment for row in rows}}
+    stairs = charts.draw_progress(rows, axes, summarize(session.state))["data"][4]
+    assert stairs["x"] == [0, 2, 8, 8, 8, 8, rows[-1].experiment]
+    assert stairs["y"][:-1] == sorted(stairs["y"][:-1], reverse=True)
 
 
 def test_before_the_certificate_the_gain_is_an_estimate(session, tmp_path):

@@ -9,7 +9,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from html import escape
+from itertools import accumulate
 from math import inf, sqrt
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
@@ -46,7 +48,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     The chart opens along the first of STEPPED; buttons switch to the other axes on which experiments differ.
     """
     scored = [row for row in rows if row.scores]
-    kept = [row for row in scored if row.status == "kept"]
+    kept = sorted((row for row in scored if row.status == "kept"), key=attrgetter("promotion"))
     others = [row for row in scored if row.status != "kept"]
     failed = [row for row in rows if row.status in ("crashed", "pruned")]
     scores, metric = sorted(row.val_bpb or 0.0 for row in scored) or [0.0], summary.task.metric
@@ -175,7 +177,8 @@ def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]])
     """Return the positions of all traces along an axis: the band's and the line's are the steps of the last group."""
     points = [[places.get(row.experiment) for row in group] for group in groups]
     last = max((at for at in places.values() if at is not None), default=None)
-    stairs = [*points[-1], last] if axis in STEPPED else []
+    steps = accumulate((at or 0.0 for at in points[-1]), max)  # slots may decide a later one first
+    stairs = [*steps, last] if axis in STEPPED else []
     return [stairs, stairs, *points[:-1], stairs, points[-1]]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -49,6 +50,7 @@ class ExperimentRow:
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()  # the incumbent's runs that the verdict compares with
     task: Task = EXAMINED
+    promotion: float = inf  # its place in the order of keeps, which is not that of the numbers where there are slots
 
     @property
     def title(self) -> str:
@@ -84,7 +86,9 @@ class ExperimentRow:
 def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
     decided = [*state.results, *(stage for stage in state.open.values() if isinstance(stage, st.Decided))]
-    rows = _make_rows(decided, [state.parents.get(result.experiment) for result in decided])
+    commits = [state.parents.get(result.experiment) for result in decided]
+    order = {number: place for place, number in enumerate([*state.former, state.best])}
+    rows = _make_rows(decided, commits, [order.get(result.experiment, inf) for result in decided])
     return [row for _, row in sorted({row.experiment: row for row in (*rows, *list_open_rows(state))}.items())]
 
 
@@ -94,8 +98,9 @@ def list_open_rows(state: st.State, *stages: type[st.Stage]) -> list[ExperimentR
 
 
 @remember_each
-def _make_rows(decided: st.Decided, promoted: ev.Committed | None) -> ExperimentRow:
-    row = ExperimentRow(**{field.name: getattr(decided, field.name) for field in fields(ExperimentRow)})
+def _make_rows(decided: st.Decided, promoted: ev.Committed | None, promotion: float) -> ExperimentRow:
+    known = {field.name: getattr(decided, field.name) for field in fields(ExperimentRow) if field.name != "promotion"}
+    row = ExperimentRow(**known, promotion=promotion)
     return replace(row, commit=promoted) if promoted and row.status in ("kept", "reverted") else row
 
 

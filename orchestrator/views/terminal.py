@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from operator import attrgetter
 from typing import TextIO, cast
 
 import structlog
@@ -81,7 +82,7 @@ class Terminal:
         facts = {"points": self.points, "spent": self.spent, "messages": self.messages, "report": self.report}
         facts |= {"state": state, "summary": summarize_session(state), "usual": estimate_run_seconds(state)}
         titles = {row.experiment: row.title for row in list_open_rows(state, Training)}
-        kept = [row for row in rows if row.status == "kept"]
+        kept = sorted((row for row in rows if row.status == "kept"), key=attrgetter("promotion"))
         talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
         markup = render_template("terminal.txt", **facts, **shown, titles=titles, kept=kept, talks=talks)
         head, room, foot = markup.split("\f")
