@@ -25,7 +25,7 @@ SPEAK = (
 class Browser:
     """One page of one browser. Everything waits; nothing sleeps."""
 
-    def __init__(self, width=1280, height=900, *, dark=False) -> None:
+    def __init__(self, width=1280, height=900) -> None:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs, self.out = os.pipe()
         self.back, answers = os.pipe()
@@ -43,6 +43,10 @@ class Browser:
         self.session = self.ask("Target.attachToTarget", targetId=pages[0], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
+        self.view(width, height)
+
+    def view(self, width=1280, height=900, *, dark=False) -> None:
+        """Show pages in a window of that size and in light or dark colors from now on."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )

@@ -1,6 +1,8 @@
 """Begin with the files that take longest, and let no test depend on how fast the machine is."""
 
 import locale
+import os
+import sys
 
 import pytest
 
@@ -18,6 +20,8 @@ def pytest_configure():
     """Tests write and read UTF-8; commands that they start have the user's locale: `environment`."""
     if locale.getpreferredencoding(False).lower() not in {"utf-8", "utf8"}:
         raise pytest.UsageError("the tests' own files are UTF-8: set PYTHONUTF8=1, as `make test` does")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False  # modules are compiled once, not by each worker and in each process
 
 
 def pytest_collection_modifyitems(items):

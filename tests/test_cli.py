@@ -95,7 +95,7 @@ def kill_something(place: Path, life, luck: random.Random) -> None:
     luck.choice([os.kill, os.killpg])(life.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("lives", "count"), [(5, 3), pytest.param(200, 60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("lives", "count"), [(4, 2), pytest.param(200, 60, marks=pytest.mark.soak)])
 def test_killed_again_and_again_nothing_is_lost_or_counted_twice(place, lives, count):
     luck = random.Random(11)
     words = ("--offline", "--hours", "1", "--max-experiments", str(count), "--session", "night", "--seed", "5")

@@ -307,7 +307,7 @@ SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
 @example(slots=8, seed=352, stacks=True, ahead=False)  # its last promotion reverts a keep
-@try_examples(4)
+@try_examples(2)
 @given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000), stacks=st.booleans(), ahead=st.booleans())
 def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed, stacks, ahead):
     changes = {"slots": slots, "seed": seed, "limits": SHORT, "rule": ev.KeepRule(stacks=stacks, ahead=ahead)}

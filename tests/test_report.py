@@ -413,9 +413,15 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as .ci/ru
 
 
 @pytest.fixture(scope="module")
-def page():
+def chromium():
     with Browser() as page:
         yield page
+
+
+@pytest.fixture
+def page(chromium):
+    chromium.view()
+    return chromium
 
 
 def test_the_page_is_read_without_scripts(thousand):
@@ -638,15 +644,15 @@ NESTED = """[...document.querySelectorAll('main *')].filter(e => e.scrollWidth >
 
 
 @browser
-def test_on_a_phone_nothing_scrolls_within_the_page(session, folder, tmp_path):
+def test_on_a_phone_nothing_scrolls_within_the_page(page, session, folder, tmp_path):
     rows = [comparison.summarize_session(session.state, session.records)] * 3
     (tmp_path / "compare.html").write_text(comparison.render_comparison(rows))
-    with Browser(390, 844, dark=True) as phone:
-        for path in (folder / "report.html", tmp_path / "compare.html"):
-            phone.open(path)
-            phone.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
-            assert phone.run("document.documentElement.scrollWidth") <= 390
-            assert phone.run(NESTED) == 0
+    page.view(390, 844, dark=True)
+    for path in (folder / "report.html", tmp_path / "compare.html"):
+        page.open(path)
+        page.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run(NESTED) == 0
 
 
 @browser
@@ -677,13 +683,13 @@ def test_a_page_that_is_long_overdue_says_so(page, session, late, hidden, tmp_pa
 
 @browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_a_thousand_experiments_open_in_any_window(thousand, width, dark):
-    with Browser(width, 844, dark=dark) as page:
-        page.open(thousand[1], fragment="#500")
-        assert page.run("document.documentElement.scrollWidth") <= width
-        assert page.run("document.querySelectorAll('#experiments details').length") == 1001
-        assert page.complaints() == []
-        assert page.requests() == [thousand[1].as_uri()]
+def test_a_thousand_experiments_open_in_any_window(page, thousand, width, dark):
+    page.view(width, 844, dark=dark)
+    page.open(thousand[1], fragment="#500")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("document.querySelectorAll('#experiments details').length") == 1001
+    assert page.complaints() == []
+    assert page.requests() == [thousand[1].as_uri()]
 
 
 def test_a_fork_is_no_further_night_of_its_own(session):
@@ -720,15 +726,15 @@ def test_a_name_makes_no_link_in_a_chart(session):
 
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_sessions_side_by_side_fit_into_any_window(session, tmp_path, width):
+def test_sessions_side_by_side_fit_into_any_window(page, session, tmp_path, width):
     rows = [comparison.summarize_session(session.state, session.records)] * 2
     (tmp_path / "compare.html").write_text(comparison.render_comparison(rows))
-    with Browser(width, 844) as page:
-        page.open(tmp_path / "compare.html")
-        assert page.run("document.documentElement.scrollWidth") <= width
-        assert f"{rows[0].gain:.4f}" in page.text("table")
-        assert page.run("document.querySelectorAll('.scatterlayer .trace').length") == 4  # no dollars were spent
-        assert page.complaints() == []
+    page.view(width, 844)
+    page.open(tmp_path / "compare.html")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert f"{rows[0].gain:.4f}" in page.text("table")
+    assert page.run("document.querySelectorAll('.scatterlayer .trace').length") == 4  # no dollars were spent
+    assert page.complaints() == []
 
 
 @pytest.mark.parametrize("stage", range(1, 60, 7))

@@ -46,8 +46,8 @@ def command(*words: str) -> list[str]:
 
 
 def environment(**values: str) -> dict[str, str]:
-    """Return ours without what a user's machine would not have; modules are compiled once, not in each process."""
-    ours = ("NIGHTSHIFT_", "ANTHROPIC_", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8")
+    """Return ours without what a user's machine would not have."""
+    ours = ("NIGHTSHIFT_", "ANTHROPIC_", "PYTHONUTF8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"PYTHONPATH": str(ROOT)} | values
 
