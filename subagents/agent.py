@@ -30,6 +30,7 @@ TOKENS = {
     "cache_write": "cache_creation_input_tokens",
     "output": "output_tokens",
 }
+MOST_TOKENS = 10**12  # of one request, whatever a server claims
 
 
 class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
@@ -134,7 +135,8 @@ def split_opening(opening: str) -> list[str]:
 
 def count_tokens(usage: Json) -> dict[str, int]:
     """Return the tokens of a Reply from a message's usage."""
-    return {name: count if isinstance(count := usage.get(field), int) else 0 for name, field in TOKENS.items()}
+    told = ((name, usage.get(field)) for name, field in TOKENS.items())
+    return {name: min(max(count, 0), MOST_TOKENS) if isinstance(count, int) else 0 for name, count in told}
 
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:

@@ -149,6 +149,13 @@ def test_what_a_gateway_calls_otherwise_or_does_not_count_is_paid_for_all_the_sa
     assert reply.usd == pytest.approx(cost or asking.claude.at_most(request()))
 
 
+def test_counts_of_a_server_are_bounded():
+    """Below zero they would lower what is spent, and no table holds 10**19."""
+    with server(whole(usage={"input_tokens": 10**19, "output_tokens": -5})) as (url, _):
+        reply = Asking(url)()
+    assert (reply.tokens["input"], reply.tokens["output"]) == (10**12, 0)
+
+
 def test_an_attempt_that_its_server_may_bill_counts_though_it_fails():
     cut, price = whole()[:-2], 1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6
     busy = refusal(529, "overloaded_error", "busy")

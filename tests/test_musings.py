@@ -146,7 +146,9 @@ def test_what_a_fork_shares_is_found_once(folder, tmp_path):
 
 def test_the_numbers_of_another_night_are_never_bare(folder, tmp_path):
     for path in folder.glob("test/005-*.md"):
-        text = path.read_text().replace("## Why we believed it", "## Why we believed it\n\nMuon zebra, as #3 showed.")
+        text = path.read_text().replace(
+            "## Why we believed it", "## Why we believed it\n\nMuon zebra, as #3 showed: '#1f77b4'."
+        )
         write_atomically(tmp_path / "first" / path.name, text)
 
     (hit,) = search(tmp_path, "zebra")
@@ -159,7 +161,7 @@ def test_the_numbers_of_another_night_are_never_bare(folder, tmp_path):
     note.unlink()
     assert [found.path for found in search(tmp_path, "okapi")] == [hit.path]
     assert search(tmp_path, "quagga") == search(tmp_path, "zebra") == []
-    assert "as experiment 3 of first showed." in musings.find_page(tmp_path, "first", 5)
+    assert "as experiment 3 of first showed: '#1f77b4'." in musings.find_page(tmp_path, "first", 5)
     assert musings.find_page(tmp_path, "../first", 5) == musings.find_page(tmp_path, "first", 6) == ""
 
 

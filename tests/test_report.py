@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import pyarrow.parquet as pq
 import pytest
 from markupsafe import escape
+from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
@@ -34,6 +35,7 @@ from orchestrator.views.report import (
     write_results,
 )
 from orchestrator.views.summary import suggest_command, summarize
+from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.constants import Constant, Numbers, Value, read_values
 from prepare.files import write_atomically
@@ -316,6 +318,12 @@ def test_with_slots_each_step_stands_on_those_before_it(tmp_path):
     course = index.partition("## The night as it went")[2].partition("##")[0]
     assert [int(n) for n in re.findall(r"^\d+\. .*?\]\(0*(\d+)-", course, re.MULTILINE)] == order
     assert course.count("Meanwhile") == 3
+
+    decisions = [r.event for r in session.records if isinstance(r.event, ev.Kept | ev.Discarded) and r.event.experiment]
+    terminal = Terminal(session, Console(file=io.StringIO(), width=100, height=60), lambda: session.state.now)
+    terminal.console.print(terminal.render())
+    listed = re.findall(r"^ +(\d+) .* (?:kept|discarded) ", terminal.console.file.getvalue(), re.MULTILINE)
+    assert [int(number) for number in listed] == [event.experiment for event in reversed(decisions)]
 
     axes = {"experiment": {row.experiment: row.experiment for row in rows}}
     stairs = charts.draw_progress(rows, axes, summarize(session.state))["data"][4]

@@ -48,7 +48,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     metric, forks = summary.task.metric, [at for at, each in enumerate(records) if isinstance(each.event, ev.Forked)]
     shared = fold(records[: max(forks, default=0)])  # what a fork has of its parent
     own = max(summary.tried - len(shared.tried), 1)
-    verdicts = [result.verdict for result in state.tried if result.experiment >= shared.next]
+    verdicts = [r.verdict for r in state.tried if r.experiment >= shared.next or r.experiment in shared.skipped]
     step = sum(verdict.gain for verdict in verdicts if isinstance(verdict, ev.Evidence)) / max(len(verdicts), 1)
     tokens, before = (sum(u.input + u.output for u in each.usage.values()) for each in (state, shared))
     table = {

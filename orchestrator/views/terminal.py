@@ -86,7 +86,9 @@ class Terminal:
         talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
         markup = render_template("terminal.txt", **facts, **shown, titles=titles, kept=kept, talks=talks)
         head, room, foot = markup.split("\f")
-        decided = list(islice((row for row in reversed(rows) if row.verdict and row.experiment), int(room)))
+        known = {row.experiment: row for row in rows}
+        judged = (result.experiment for result in reversed(state.judged) if result.experiment)
+        decided = [known[number] for number in islice(judged, int(room))]
         if (decided, width) != self.listed:
             facts = {"rows": decided, "metric": state.session.task.metric, "width": width}
             text = _read_markup(render_template("terminal_list.txt", **facts, fit=set_cell_size, escape=escape))
