@@ -156,8 +156,9 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
         elif name == "seconds" and number > 0 and profile.budget.kind == "time":
             profile = replace(profile, budget=BudgetAmount(kind="time", amount=number, seconds=number))
         else:
-            known = "a constant, seq_len, vocab_size (from 260), eval_tokens, seconds"
-            raise ValueError(f"{setting!r} sets nothing: give {known}")
+            known = "a constant, seq_len, vocab_size (from 260), eval_tokens"
+            budget = ", seconds" if profile.budget.kind == "time" else "; --work sets the budget"
+            raise ValueError(f"{setting!r} sets nothing: give {known}{budget}")
     return profile
 
 

@@ -96,7 +96,7 @@ def load_prompts(folder: Path, style: str = "default", base: str = "default") ->
     PromptError, with file, line and column where it can be told.
     """
     overlay = folder / (base if style == "default" else style)
-    overlay = overlay if overlay.is_dir() else Path(style)
+    overlay = overlay if overlay.is_dir() and Path(style).name == style else Path(style)
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")

@@ -12,7 +12,7 @@ from orchestrator.cli.main import main
 from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from subagents.claude import credentials_error
-from tests.workplace import ROOT, TINY, git, workplace
+from tests.workplace import ROOT, TINY, begun, git, orchestrate, workplace
 
 GOLDEN = str(ROOT / "tests/golden/offline-4.db")
 OFFLINE = ("--offline", "--session", "night")
@@ -164,6 +164,14 @@ WRONG = {
     ("replay", GOLDEN, "--agent", "mechanic"): "--agent does nothing",
     ("report", GOLDEN, "--to", "wandb"): "pip install wandb",
     ("report", GOLDEN, "--out", "/proc/out"): "/proc/out",
+    ("report", GOLDEN, "--out", "yaml"): "yaml is here already, and holds no report of this session",
+    ("--offline", "--script", "toml/given/other.py"): "names fit.py, not other.py: add it to editable, or leave out",
+    ("init", "--script", "toml/given/third.py"): "names fit.py, not third.py: add it to editable, or leave out",
+    ("init", "--script", "toml/ignoring/train.py"): ".gitignore cannot be used: Is a directory",
+    ("--offline", "--fit", "--script", "bare.py"): "--fit and --no-fit do nothing for a script that reports its own",
+    ("replay", GOLDEN, "--show", "3", "--json", "--full"): "--full does nothing with --json",
+    ("prepare", "--set", "seconds=60", "--profile", "cpu"): "sets nothing: give a constant, seq_len, vocab_size (from",
+    ("trial", "--prompts", "default", "--repeats", "9999"): "--repeats",
     ("compare", GOLDEN): "name two sessions or more",
     ("musings", "search", "depth", "--limit", "0"): "--limit",
     ("trial", "--prompts", "default", "--repeats", "0"): "--repeats",
@@ -251,8 +259,12 @@ def place(tmp_path_factory):
         (place / f"toml/{number}").mkdir()
         (place / f"toml/{number}/fit.py").write_text("LR = 0.1  # 0.01..1 log\nprint('METRIC val_bpb=1')\n")
         (place / f"toml/{number}/nightshift.toml").write_text(toml)
+    (place / "toml/given").mkdir()
+    (place / "toml/given/nightshift.toml").write_text('editable = ["fit.py"]\n')
+    (place / "toml/given/other.py").write_text("LR = 0.1  # 0.01..1 log\n")
     git(place, "add", ".")
     git(place, "commit", "-qm", "what a user has lying about")
+    (place / "toml/ignoring/.gitignore").mkdir(parents=True)
     git(place, "branch", "research/taken")
     (place / "late.py").write_text("LR = 0.1  # 0.01..1 log\n")
     make_odd_repositories(place / "odd")
@@ -327,6 +339,17 @@ def test_a_wrong_input_is_one_line(place, words, capsys):
     assert said.startswith(("nightshift: ", "prepare: "))
     assert WRONG[words] in said
     assert not (place / "sessions").exists(), "a refused start leaves nothing behind"
+    assert not (place / "toml/given/third.py").exists()
+    assert not (place / "toml/ignoring/train.py").exists()
+
+
+def test_an_odd_environment_is_told_or_overcome(place):
+    assert "There are no sessions" in orchestrate(place, "sessions", COLUMNS="0").stdout
+    with begun(place, "sessions", TZ="UTC+99") as odd:
+        printed, _ = odd.communicate(timeout=100)
+    assert odd.returncode == 2
+    assert printed.startswith("nightshift: TZ=UTC+99 is not a time zone")
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", " http://x"])

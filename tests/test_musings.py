@@ -132,6 +132,14 @@ def test_the_overview_opens_with_what_is_known(session, folder, tmp_path):
     assert 0 < musings.render_overview(tmp_path, "h100").index("h100") < known.index("on profile h100")
 
 
+def test_a_users_own_index_stays(session, tmp_path):
+    (tmp_path / "index.md").write_text("MINE\n")
+    musings.write_musings(session, tmp_path / "test")
+    assert (tmp_path / "index.md").read_text() == "MINE\n"
+    assert (tmp_path / "test/index.md").exists()
+    assert search(tmp_path, '"*') == []
+
+
 def test_what_a_fork_shares_is_found_once(folder, tmp_path):
     for name in ("one", "two"):
         for path in folder.glob("test/*.md"):

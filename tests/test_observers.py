@@ -119,9 +119,9 @@ def test_a_night_reads_those_before_it_at_its_ends_only(recorded, tmp_path):
         assert (tmp_path / "musings" / "test" / "index.md").exists()
         return (tmp_path / "musings" / "index.md").read_text()
 
-    (tmp_path / "musings" / "index.md").write_text("before")
+    (tmp_path / "musings" / "index.md").write_text("# Musings\nbefore")
     with Observers(session, tmp_path / "musings", Console(file=io.StringIO())):
-        assert run_virtually(live()) == "before"
+        assert run_virtually(live()) == "# Musings\nbefore"
 
     assert "earlier" in (tmp_path / "musings" / "index.md").read_text()
 

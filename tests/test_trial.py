@@ -51,6 +51,12 @@ def test_two_styles_are_tried_against_each_other(place, tried):
     last.close()
 
 
+def test_a_night_with_other_options_is_none_of_this_trial(place, tried):
+    done = orchestrate(place, *STYLES, "--hours", "5", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "trial-default-1 was begun with other options: give the same, or another --name" in done.stderr
+
+
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):
     """One night stopped as by Ctrl-C, the others are done."""
     session = Session(place / "sessions/trial-default-1/session.db", time.time)

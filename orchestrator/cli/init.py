@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.task_file import NAME, has_own_prepare
+from orchestrator.cli.task_file import NAME, find_main, has_own_prepare, read_task
 from orchestrator.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
@@ -27,6 +27,8 @@ def init(context: typer.Context) -> None:
     source = apply_to_script(read_baseline(), profile)
     if has_own_prepare(script):
         raise UsageError("the script would import the prepare which lies here: choose another folder")
+    find_main(script, read_task(script))
+    known = read_written(ignore, "replace") if ignore.exists() else ""
     try:
         with script.open("x", encoding="utf-8") as file:
             file.write(source)
@@ -35,7 +37,6 @@ def init(context: typer.Context) -> None:
     if not (path := script.with_name(NAME)).exists():
         text = (Path(__file__).parent / "templates" / NAME).read_text("utf-8")
         path.write_text(text.replace("train.py", script.name), "utf-8")
-    known = read_written(ignore, "replace") if ignore.exists() else ""
     missing = [at for at in ("data/", "sessions/") if at not in known.split()]
     with ignore.open("a", encoding="utf-8") as file:
         file.write("\n" * (known[-1:] > "\n") + "".join(f"{at}\n" for at in missing))
@@ -43,5 +44,7 @@ def init(context: typer.Context) -> None:
     print(f"{script} is a script for profile {profile.name}. To start from it:\n{begin}", end="")
     print(write_git(script, "add", script.name, NAME, ignore.name))
     print(write_git(script, "commit", "-m", "a script to start from"))
-    print("" if prepared else f"{write_command('prepare')}\n", end="")
-    print(write_command("--offline", "--hours", "0.15", *(["--script", str(script)] if script != Paths.script else [])))
+    data = ["--data", str(paths.data)] if paths.data != Paths.data else []
+    print("" if prepared else f"{write_command('prepare', *data)}\n", end="")
+    words = [*data, *(["--script", str(script)] if script != Paths.script else [])]
+    print(write_command("--offline", "--hours", "0.15", *words))

@@ -53,12 +53,15 @@ def sessions(context: typer.Context) -> None:
 def list_sessions(paths: Paths, read: Callable[[str], AbstractContextManager[Session]]) -> list[dict[str, Any]]:
     """Return the facts of all sessions, the newest first; of one that cannot be read, its name and the fault."""
     found: list[tuple[float, dict[str, Any]]] = []
-    for name in [path.parent.name for path in paths.sessions.glob("[!.]*/session.db")]:
+    for path in paths.sessions.glob("[!.]*/"):
         try:
-            with read(name) as session:
-                found.append((session.state.started_at, describe_session(paths, session)))
+            if not (path / "session.db").exists():
+                continue
+            with read(path.name) as session:
+                began = max(r.at for r in session.records if isinstance(r.event, Started | Forked))
+                found.append((began, describe_session(paths, session)))
         except (OSError, UserError) as error:
-            found.append((0.0, {"name": name, "fault": str(error)}))
+            found.append((0.0, {"name": path.name, "fault": str(error)}))
     return [facts for _, facts in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -108,6 +111,7 @@ def replay(
         (experiment is None, "without --experiment", "agent"),
         (event is None and experiment is None, "without --show or --experiment", "full"),
         (event is not None, "with --show", "until", "step"),
+        (as_json, "with --json", "full"),
     ):
         if holds:
             refuse(context, where, *useless)
@@ -202,7 +206,7 @@ def report(
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
-        if not (own or out) and folder.exists() and not has_log(session, folder):
+        if not own and folder.is_dir() and any(folder.iterdir()) and not has_log(session, folder):
             raise UsageError(
                 f"{folder} is here already, and holds no report of this session: --out names another folder"
             )
@@ -211,7 +215,7 @@ def report(
         runs = find_process(paths, title, session.state.now) is not None
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, command=paths.write_command, git=write_git(paths.script), runs=runs)
-            write_musings(session, paths.musings / title if beside else folder / "musings")
+            write_musings(session, paths.musings / title if beside else folder / "musings", overview=bool(beside))
             if to:
                 export(session, to, folder)
     print(folder / "report.html")

@@ -1,9 +1,11 @@
 """The table of commands, the options that stand before them, and the handling of errors."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -114,10 +116,21 @@ def start(
     start_night(Preflight(chosen, name or invent_name(chosen.sessions), crew, limits))
 
 
+def _check_environment() -> None:
+    """Leave out a width of no columns, in which nothing would be printed. Raises UsageError for an odd time zone."""
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        del os.environ["COLUMNS"]
+    try:
+        datetime.now().astimezone()
+    except ValueError as error:
+        raise opt.UsageError(f"TZ={os.environ.get('TZ', '')} is not a time zone: {error}") from error
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command, by default the process's own. An error that the user can fix is one line and exit code 2."""
     try:
         words = sys.argv[1:] if words is None else words
+        _check_environment()
         for word, value in pairwise([*words, "-"]):  # a shell's unset variable leaves an option with nothing
             if word.startswith("--") and (word.endswith("=") or not value.strip()):
                 raise opt.UsageError(f"{word.rstrip('=')} is empty: leave it out, or give it a value")

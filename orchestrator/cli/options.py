@@ -15,7 +15,7 @@ from typer import Option
 
 from orchestrator.views.output import print_safely
 from prepare.command import UserError, write_command
-from prepare.files import write_atomically
+from prepare.files import list_by_age, write_atomically
 from subagents import PromptError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Paths:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
         path = Path(name) if name.endswith(".db") else self.sessions / name / "session.db"
         if not path.is_file():
-            known = sorted(p.parent.name for p in self.sessions.glob("[!.]*/session.db"))
+            known = [p.parent.name for p in list_by_age(self.sessions.glob("[!.]*/session.db"))]
             hint = f"the latest are {', '.join(known[-5:])}" if known else f"{self.sessions} has no sessions"
             raise UsageError(f"no session is called {name!r}; {hint}")
         return path

@@ -102,6 +102,8 @@ class Preflight:
         if self.state:
             return self.state.session.task
         task, own = find_task(self.options.script), ""
+        if task.is_reported and self.options.fit is not None:
+            raise UsageError("--fit and --no-fit do nothing for a script that reports its own score: leave them out")
         with suppress(RepoError):  # which is told elsewhere
             own = Repo(self.options.script, self.name, task, self.commit).read_baseline()
         reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)

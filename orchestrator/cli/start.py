@@ -210,8 +210,8 @@ def _start_fork(
 
 def trial(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Option(help="a style; repeat for each, two or more")],
-    repeats: Annotated[int, typer.Option(min=1, help="nights per style")] = 3,
+    prompts: Annotated[list[str], typer.Option(help="a style; repeat for each")],
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="nights per style")] = 3,
     hours: Annotated[float, typer.Option(min=0, max=1e4, help="length of a night in hours")] = 1.0,
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="seed of the first repetition; others add 1 each")] = 0,
@@ -239,6 +239,8 @@ def trial(
         for style, folder in styles.items()
     ]
     planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
+    if other := [night.name for night in nights if night not in planned and _is_other(night, of)]:
+        raise opt.UsageError(f"{other[0]} was begun with other options: give the same, or another --name")
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
         night.require()
@@ -280,6 +282,14 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     if len(found) < count:
         raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
     return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
+
+
+def _is_other(night: Preflight, of: str) -> bool:
+    """Return whether the session of that name is another than the night that is planned."""
+    with opt.read_session(night.options, night.name) as session:
+        own, is_fork = session.state.session, any(isinstance(record.event, Forked) for record in session.records)
+    same = (own.crew, own.style) == (night.crew, night.options.prompts) and is_fork == bool(of)
+    return not same or (not of and (own.limits, own.seed) != (night.limits, night.options.seed))
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.cli.options import UsageError
+from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.task import Task
 from orchestrator.lab.log import parse_pattern
 from orchestrator.lab.sandbox.base import TRUSTED
@@ -25,10 +25,8 @@ CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 
 def find_task(script: Path) -> Task:
     """Return the task in the script's folder. Raises UsageError."""
-    folder, given = script.parent, _read_task(script.parent / NAME)
-    editable, main = given.editable or (script.name,), script.name
-    if given.named and main not in given.named:
-        main = given.named[0]
+    folder, given = script.parent, read_task(script)
+    editable, main = given.editable or (script.name,), find_main(script, given)
     python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
     is_script = bool(python) or not given.editable
     if is_script and given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
@@ -44,8 +42,19 @@ def find_task(script: Path) -> Task:
     return given.model_copy(update={"form": "reported", **found})
 
 
-def _read_task(path: Path) -> Task:
-    """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
+def find_main(script: Path, given: Task) -> str:
+    """Return the name of the script that a run starts: that, or what nightshift.toml names. Raises UsageError."""
+    if not given.named or script.name in given.named:
+        return script.name
+    if script.name != Paths.script.name:
+        words = f"names {given.named[0]}, not {script.name}: add it to editable, or leave out --script"
+        raise UsageError(f"{script.parent / NAME} {words}")
+    return given.named[0]
+
+
+def read_task(script: Path) -> Task:
+    """Return what nightshift.toml beside a script says; the defaults where there is none. Raises UsageError."""
+    path = script.parent / NAME
     if not path.is_file() and (path.is_symlink() or path.exists()):
         raise UsageError(f"{path} is not a file, or a link to none")
     try:

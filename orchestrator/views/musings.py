@@ -61,10 +61,16 @@ def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[F
 
 
 def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
-    """Yield the overview above it. It tells what all sessions found, so that it costs more with each earlier night."""
-    if log.state.parents:
+    """Yield the overview above it. It tells what all sessions found, so that it costs more with each earlier night.
+
+    A user's own file of that name stays.
+    """
+    path, first = folder.parent / "index.md", "# Musings"
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(100)
+    if log.state.parents and first.rstrip() == "# Musings":
         told, profile = summarize(log.state), log.state.session.profile.name
-        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, profile)
+        yield path, told, partial(render_overview, folder.parent, profile)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
@@ -73,9 +79,9 @@ def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
         yield folder / make_file_name(row), row.proposal, partial(render_musing, log, row)
 
 
-def write_musings(log: LogReader, folder: Path) -> None:
+def write_musings(log: LogReader, folder: Path, *, overview: bool = True) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
-    for path, _, render in chain(list_musings(log, folder), list_overview(log, folder)):
+    for path, _, render in chain(list_musings(log, folder), list_overview(log, folder) if overview else ()):
         write_atomically(path, render())
 
 
@@ -180,6 +186,8 @@ def search(
     """
     filters = {"session = ?": session, "family = ?": family, "? in (verdict, status)": verdict}
     quoted, words = [f'"{word}"' for word in re.findall(r"\w+", query)], _Words(folder)
+    if query.strip() and not quoted:
+        return []
     with words.lock, words.db:
         words.update()
         return words.match(" AND ".join(quoted), filters, limit) or words.match(" OR ".join(quoted), filters, limit)
