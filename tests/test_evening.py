@@ -172,6 +172,7 @@ WRONG = {
     ("replay", GOLDEN, "--show", "3", "--json", "--full"): "--full does nothing with --json",
     ("prepare", "--set", "seconds=60", "--profile", "cpu"): "sets nothing: give a constant, seq_len, vocab_size (from",
     ("trial", "--prompts", "default", "--repeats", "9999"): "--repeats",
+    ("trial", "--prompts", "none", "--of", GOLDEN, "--at-states", "2", "--fit"): "--fit does nothing with --at-states",
     ("compare", GOLDEN): "name two sessions or more",
     ("musings", "search", "depth", "--limit", "0"): "--limit",
     ("trial", "--prompts", "default", "--repeats", "0"): "--repeats",

@@ -270,7 +270,8 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
     if not (name and count):
         raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
-    opt.refuse(context, "with --at-states", "repeats", "seed", "slots", "max_experiments")
+    useless = "repeats", "seed", "slots", "max_experiments", "fit", "keep_seed"
+    opt.refuse(context, "with --at-states", *useless)
     with opt.read_session(context.obj, name) as session:
         state, begun, proposed = State(), dict[str, int](), set[str]()
         for record in session.records:
