@@ -22,6 +22,7 @@ OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in
 
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
+OURS = ("capped", "failed", "unaffordable")  # reasons to stop that no server gives, with the error in the message
 CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {

@@ -245,6 +245,44 @@ def test_nonsense_is_no_message():
             assert len(got) == ATTEMPTS
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stop_reason": "capped"},
+        {"stop_reason": "failed"},
+        {"stop_reason": "unaffordable"},
+        {"stop_reason": {"a": 1}},
+        {"content": [{"type": "tool_use", "id": 5, "name": "look", "input": {}}]},
+        {"content": [{"type": "tool_use", "id": "t1", "name": ["look"], "input": {}}]},
+        {"content": [{"type": "tool_use", "id": "t1", "name": {"look": 1}, "input": {}}]},
+        {"content": [{"type": "text", "text": None}]},
+        {"content": [{"type": "text"}]},
+        {"content": [{"type": "thinking", "thinking": 3, "signature": "s"}]},
+        {"content": [{"type": None}]},
+        {"content": [{"type": ["text"]}]},
+        {"content": ["text"]},
+        {"content": {"text": 1}},
+        {"usage": [1]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_a_field_of_another_type_is_no_message(changes):
+    odd = message({"type": "text", "text": "Hm."}, **changes)
+    start = {"type": "message_start", "message": {**odd, "stop_reason": None}}
+    end = {"type": "message_delta", "delta": {"stop_reason": odd["stop_reason"]}, "usage": {"output_tokens": 1}}
+    with server([start, end, {"type": "message_stop"}]) as (url, got):
+        reply = Asking(url)()
+
+    assert reply.stop_reason == "failed"
+    assert reply.message["error"]
+    assert len(got) == ATTEMPTS
+
+
+def test_an_error_beside_a_message_is_not_taken_for_ours():
+    with server(whole(stop="refusal", error=["no"])) as (url, _):
+        assert "error" not in Asking(url)().message
+
+
 def test_a_long_wait_is_told_and_a_short_one_is_not():
     short, long = (refusal(429, "rate_limit_error", "slow", {"retry-after": seconds}) for seconds in ("5", "7200"))
     with server(short, long, whole()) as (url, _):
