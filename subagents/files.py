@@ -58,7 +58,7 @@ class EditedFiles:
         `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
         and may be empty.
         """
-        text = self._read(path)
+        text, old, new = self._read(path), _normalize(old), _normalize(new)
         found = re.finditer(f"(?={re.escape(old)})", text) if old else ()  # overlapping occurrences, too
         places = [text.count("\n", 0, match.start()) + 1 for match in found]
         if old == new:
@@ -81,7 +81,7 @@ class EditedFiles:
             raise ToolError(f"There is a file where {path!r} needs a folder, or a folder in its place.")
         if len(path.encode()) > MAX_PATH or max(map(len, path.encode().split(b"/"))) > MAX_NAME:
             raise ToolError("The path is too long.")
-        self.files[path] = text
+        self.files[path] = _normalize(text)
         return f"Created {path}."
 
     def delete(self, path: str) -> str:
@@ -168,6 +168,11 @@ def list_imports(node: ast.AST) -> list[str]:
 @cache
 def _list_packages() -> frozenset[str]:
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
+
+
+def _normalize(text: str) -> str:
+    r"""Return the text with lines that end by \n alone, as in all files here; a commit restores the file's own ends."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _suggest(text: str, old: str) -> str:
