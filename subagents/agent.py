@@ -21,6 +21,7 @@ Json = dict[str, Any]
 OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in seconds since the epoch, and why
 
 SUBMIT = "submit"
+MOST_TOKENS = 10**9  # that a request can have
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
 OURS = ("capped", "failed", "unaffordable")  # reasons to stop that no server gives, with the error in the message
 CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
@@ -134,8 +135,9 @@ def split_opening(opening: str) -> list[str]:
 
 
 def count_tokens(usage: Json) -> dict[str, int]:
-    """Return the tokens of a Reply from a message's usage."""
-    return {name: count if isinstance(count := usage.get(field), int) else 0 for name, field in TOKENS.items()}
+    """Return the tokens of a Reply from a message's usage; a count that cannot be one is 0."""
+    counts = {name: usage.get(field) for name, field in TOKENS.items()}
+    return {name: n if isinstance(n, int) and 0 <= n <= MOST_TOKENS else 0 for name, n in counts.items()}
 
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:

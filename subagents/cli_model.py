@@ -20,6 +20,7 @@ from typing import Any, cast
 from pydantic import BaseModel, Field, ValidationError
 
 from subagents.agent import Json, Reply, Request, count_tokens
+from subagents.prices import MOST_USD
 from subagents.prompts import JINJA, PREFIX
 from subagents.tools import describe_faults
 
@@ -53,7 +54,7 @@ class Envelope(BaseModel):
     stop_reason: str | None = None
     structured_output: Json | None = None
     usage: Json = {}
-    total_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    total_cost_usd: float | None = Field(default=None, ge=0, le=MOST_USD, allow_inf_nan=False)
 
 
 class ProgramError(ChildProcessError):

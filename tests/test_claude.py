@@ -138,15 +138,19 @@ def test_a_price_that_nobody_knows_is_unknown(mock):
     [
         ({"model": "our-gateway/opus"}, 1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6),
         ({"model": "our-gateway/opus", "usage": {"output_tokens": 1}}, None),
+        ({"usage": {"input_tokens": 10**400, "output_tokens": 1}}, None),
+        ({"usage": {"input_tokens": 1, "output_tokens": 10**30}}, None),
+        ({"usage": {"input_tokens": 1000, "cache_read_input_tokens": -(10**12), "output_tokens": 1}}, None),
     ],
 )
-def test_what_a_gateway_calls_otherwise_or_does_not_count_is_paid_for_all_the_same(changes, cost):
+def test_what_a_gateway_calls_otherwise_or_miscounts_is_paid_for_all_the_same(changes, cost):
     with server(whole(**changes)) as (url, _):
         asking = Asking(url)
         reply = asking()
 
     assert reply.stop_reason == "end_turn"
     assert reply.usd == pytest.approx(cost or asking.claude.at_most(request()))
+    assert all(0 <= count <= 1000 for count in reply.tokens.values())
 
 
 def test_an_attempt_that_its_server_may_bill_counts_though_it_fails():

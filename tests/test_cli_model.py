@@ -164,6 +164,7 @@ def test_talk_is_no_call():
         '{"type": "result", "usage": [1], "result": 7}',
         '{"type": "result", "result": "{\\"calls\\": 1}", "total_cost_usd": NaN}',
         '{"type": "result", "usage": {"input_tokens": "many"}, "total_cost_usd": -1}',
+        '{"type": "result", "is_error": true, "result": "busy", "total_cost_usd": 1e308}',
         '{"type": "result", "structured_output": [1], "is_error": null}',
         '{"type": "result", "subtype": "error_max_structured_output_retries", "is_error": true}',
     ],
