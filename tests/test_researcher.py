@@ -103,6 +103,7 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"settings": {"MATRIX_LR": 10**400}},
         {"settings": {"MATRIX_LR": f"0x{'f' * 4000}"}},
         {"settings": {"MATRIX_LR": "'\\ud800'"}},
+        {"knob": {"parameter": "A + B", "value": '{"a":' * 100_000}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
