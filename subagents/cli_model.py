@@ -192,4 +192,5 @@ def _find_object(text: str) -> Json:
             except (ValueError, RecursionError):  # a brace in prose or code
                 faults += 1
     chosen = [each for each in found if "calls" in each or each.get("type") == "result"] or found
-    return json.loads(json.dumps(chosen[-1], ensure_ascii=False).encode("utf-8", "replace")) if chosen else {}
+    text = json.dumps(chosen[-1] if chosen else {}, ensure_ascii=False)  # NaN, and 1e999, cannot be stored either
+    return json.loads(text.encode("utf-8", "replace"), parse_constant=lambda _: None)
