@@ -103,6 +103,9 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"settings": {"MATRIX_LR": 10**400}},
         {"settings": {"MATRIX_LR": f"0x{'f' * 4000}"}},
         {"settings": {"MATRIX_LR": "'\\ud800'"}},
+        {"settings": {"TOTAL_BATCH_SIZE": "2**18"}},
+        {"settings": {"TOTAL_BATCH_SIZE": "None"}},
+        {"settings": {"TOTAL_BATCH_SIZE": ""}},
         {"knob": {"parameter": "A + B", "value": '{"a":' * 100_000}},
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -113,6 +116,17 @@ def test_what_is_no_proposal_goes_back(wrong):
     asyncio.run(ask(agent(), world, "Go on."))
 
     assert next(iter(wrong)) in world.heard()[0]
+
+
+def test_a_text_that_reads_as_a_number_is_told_to_be_quoted_and_then_is_one():
+    drafts = [DRAFT | {"settings": {"BITS": words}} for words in ("16", "'16'")]
+    asked = researcher.make_agent(PROMPT, LOG.state, SOURCE + 'BITS = "8"\n', (), None)
+    world = FakeWorld([says(call("submit", proposals=[draft])) for draft in drafts])
+
+    (proposal,) = asyncio.run(ask(asked, world, "Go on.")).proposals
+
+    assert """BITS is a text: write "'3'\"""" in world.heard()[0]
+    assert proposal.settings == {"BITS": "16"}
 
 
 def test_half_a_surrogate_pair_in_quoted_json_is_stored():

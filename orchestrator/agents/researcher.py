@@ -178,6 +178,9 @@ def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -
     for name, value in proposal.settings.items():
         if name not in values:
             return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
+        if isinstance(value, str) is not isinstance(values[name], str):
+            how = "no text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
+            return f"settings: {name} is {how}; or leave settings empty and write instructions"
         if isinstance(value, int | float) and not abs(value) <= MOST:
             return f"settings: {name} is more than {MOST:g}"
         if not is_plain(value):
