@@ -86,6 +86,7 @@ class Claude:
     client: anthropic.AsyncAnthropic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.time
+    patience: float = TURN_TIMEOUT
     replaceable: frozenset[str] = frozenset()  # models for which another takes over, and which are given up sooner
     without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
 
@@ -162,11 +163,11 @@ class Claude:
 
     async def _turn(self, request: Request) -> Reply:
         if request.model.startswith(PREFIX):
-            return await ask_program(request, TURN_TIMEOUT)
+            return await ask_program(request, self.patience)
         effort = request.effort if request.model not in self.without_effort else ""
         try:
             async with (
-                asyncio.timeout(TURN_TIMEOUT),
+                asyncio.timeout(self.patience),
                 self.client.messages.stream(**make_arguments(request, effort)) as stream,
             ):
                 message = await _read_message(stream)
@@ -175,6 +176,8 @@ class Claude:
                 raise
             self.without_effort.add(request.model)
             return await self._turn(request)
+        except TimeoutError:  # a further attempt would take as long, and cost as much
+            return replace(Reply.from_error("failed", f"it gave no answer in {self.patience:g} s"), usd=None)
         usd = prices.compute_usd(message)
         usd = prices.compute_usd(message | {"model": request.model}) if usd is None else usd  # a gateway's own name
         return Reply(message, count_tokens(message.get("usage") or {}), usd)
@@ -208,7 +211,7 @@ def is_billable(error: BaseException) -> bool:
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code == 200  # inside a stream
     is_late = isinstance(error, anthropic.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout)
-    return is_late or isinstance(error, (httpx2.HTTPError, TimeoutError))  # before a stream the SDK has its own errors
+    return is_late or isinstance(error, httpx2.HTTPError)  # before a stream the SDK has its own errors
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:

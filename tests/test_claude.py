@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
@@ -172,6 +173,18 @@ def test_a_server_that_says_nothing_for_long_may_bill_it(mock):
     asking = Asking(mock.base_url("anthropic"), stall=3.0)
 
     assert asking().usd > asking.claude.at_most(request())
+
+
+def test_a_turn_that_takes_too_long_is_told_paid_for_and_not_tried_again(mock):
+    """Its server works all the time, and would do so again."""
+    mock.state.scenarios.add(StreamFault("stall", after_chunks=2, stall_seconds=12.0, times=None))
+    asking = Asking(mock.base_url("anthropic"))
+    asking.claude = replace(asking.claude, patience=0.3)
+    reply = asking()
+
+    assert (reply.stop_reason, reply.message["error"]) == ("failed", "it gave no answer in 0.3 s")
+    assert reply.usd == pytest.approx(asking.claude.at_most(request()))
+    assert seen(mock) == 1
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
