@@ -16,6 +16,7 @@ Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a s
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 MAX_NAME, MAX_PATH = 255, 4_096  # bytes of a file's name and of its path on usual file systems
 MAX_LEVELS = 100  # levels of a syntax tree: scripts have up to 60, and what walks a tree fails at about 250
+MAX_STARTS = 8  # starts of a draft in one conversation: each may take as long as a run
 LISTED = 10  # lines that are named where a passage is not unique
 
 
@@ -34,6 +35,7 @@ class EditedFiles:
     ) -> None:
         """Begin with one file by its path, or with a tree, where `is_allowed` tells which files there may be."""
         self.before, self.files, self.start, self.is_allowed, self.join = files, dict(files), start, is_allowed, join
+        self.starts = 0
 
     @property
     def text(self) -> str:
@@ -98,8 +100,9 @@ class EditedFiles:
         known = own | {*find_missing_packages(*self.before.values())}
         if missing := [name for name in find_missing_packages(*self.files.values()) if name not in known]:
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        if not self.start:
+        if not self.start or self.starts == MAX_STARTS:
             return "Syntax and imports are in order. It was not run: check the shapes."
+        self.starts += 1
         if isinstance(found := await self.start(self.text), str):
             raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
         ran = "It was run up to its training: a step of it ran."

@@ -173,6 +173,7 @@ def test_an_unchecked_file_is_checked_once_when_it_is_handed_in():
 
 
 def test_a_machine_that_cannot_run_a_step_stops_no_edit():
+    assert started(says(EDIT, *[call("check")] * 20), says(MENDED, DONE), fault={})[2] == 8
     _, text, tried = started(says(EDIT, call("check"), DONE), fault={})
 
     assert "DEPTH = 9 " in text

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import Annotated, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -13,7 +14,7 @@ from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
 from prepare.constants import UnknownConstantError, Value, is_plain, read_values, with_constants
 from subagents.agent import Agent
-from subagents.files import EditedFiles, number_page
+from subagents.files import MAX_STARTS, EditedFiles, number_page
 from subagents.logs import quote
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
@@ -142,7 +143,8 @@ def is_step_measurable(state: State) -> bool:
 
 
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
-    """Return the tool that measures a step of a draft of the source."""
+    """Return the tool that measures a step of a draft of the source, of a few before each proposal."""
+    measured = count(1)
 
     async def profile_step(
         settings: Annotated[dict[str, Value], BeforeValidator(unquote)],
@@ -159,6 +161,8 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
             draft = with_constants(edited.text, settings)
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
+        if next(measured) > MAX_STARTS:
+            raise ToolError(f"{MAX_STARTS} drafts were started already: that is enough, so propose.")
         found = await meter(draft) if meter else "the runs are on a cluster"
         if isinstance(found, str) or not found:
             raise ToolError(f"No step could be measured: {quote(str(found or 'it is not known why'))}")
