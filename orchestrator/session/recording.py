@@ -50,7 +50,8 @@ class Live:
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0
             fault = _find_fault(reply.message)
-            return replace(reply, message=Reply.from_error("failed", fault).message) if fault else reply
+            message = Reply.from_error("failed", fault).message if fault else _rename_calls(reply.message, request)
+            return replace(reply, message=message)
         finally:
             async with self.settled:
                 self.spent += usd
@@ -71,6 +72,17 @@ class Live:
             if affordable := fits():
                 self.reserved.append(most)
             return affordable
+
+
+def _rename_calls(message: Json, request: Request) -> Json:
+    """Return a message whose calls have ids of their own: some servers count anew in each message."""
+    said = [part for each in request.messages for part in each.get("content", ())]
+    known, content = {part.get("tool_use_id") for part in said}, list[Json]()
+    for i, block in enumerate(message["content"]):
+        is_call = block["type"] == "tool_use"
+        content.append(block | {"id": f"{len(request.messages)}_{i}"} if is_call and block["id"] in known else block)
+        known |= {block["id"]} if is_call else set()
+    return message | {"content": content}
 
 
 def _find_fault(message: Json) -> str:
