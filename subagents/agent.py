@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults, shorten_schema
+from subagents.tools import Tool, ToolCall, ToolError, ToolResult, cap, describe_faults, shorten_schema
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
@@ -207,7 +207,7 @@ class _Conversation(Generic[T]):
                     return await self.check_answer(call, failed)
                 result = await self.use_tool(call, environment)
             except ToolError as error:
-                result = ToolResult(str(error), is_error=True)
+                result = ToolResult(cap(str(error)), is_error=True)
             if result.is_error and call.name != SUBMIT:
                 failed = failed or call.name
             results.append(_make_result_block(call, result))
@@ -244,7 +244,7 @@ class _Conversation(Generic[T]):
     def count_bad_answer(self, reason: str) -> None:
         self.bad_answers += 1
         if self.bad_answers > MAX_BAD_ANSWERS:
-            raise NoAnswer(f"the {self.agent.name} came to no answer: {reason}")
+            raise NoAnswer(f"the {self.agent.name} came to no answer: {cap(reason)}")
 
     def append_text(self, text: str) -> None:
         last = self.messages[-1]  # the user's
