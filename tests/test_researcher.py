@@ -233,12 +233,17 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     )
     assert "«mlp 25 %»" in found.text
     assert ask_for(NOTHING=1).is_error
+    assert ask_for(TOTAL_BATCH_SIZE="1024") == found
+    assert (
+        ask_for(TOTAL_BATCH_SIZE="2**10").text
+        == "settings: TOTAL_BATCH_SIZE is no text: give its value, not an expression"
+    )
     assert not ask_for({"DEPTH = 0.01 ": "DEPTH = 9 "}, TOTAL_BATCH_SIZE=1024).is_error
     assert "DEPTH = 9" in seen[-1]
     assert "TOTAL_BATCH_SIZE = 1_024" in seen[-1]
     assert "does not occur" in ask_for({"DEPTH = 80 ": ""}).text
     more = [ask_for(TOTAL_BATCH_SIZE=size).is_error for size in range(1, 10)]
-    assert (more, len(seen)) == ([False] * 6 + [True] * 3, 8), "hundreds of them would take the night"
+    assert (more, len(seen)) == ([False] * 5 + [True] * 4, 8), "hundreds of them would take the night"
     tool = researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1]  # in a night that went on on a cluster
     assert ask_for(TOTAL_BATCH_SIZE=1024).is_error
     away = replace(state, started=state.session.model_copy(update={"measures_steps": False}))

@@ -34,12 +34,18 @@ def _read_settings(given: object) -> object:
     if not isinstance(found, dict):
         return found
     proposal = cast("dict[str, object]", found)
-    settings = unquote(proposal.get("settings"))
-    if not isinstance(settings, dict):
-        return proposal if settings else {name: value for name, value in proposal.items() if name != "settings"}
-    values = cast("dict[str, object]", settings).items()
-    parsed = {name: parse_value(value) if isinstance(value, str) else value for name, value in values}
-    return proposal | {"settings": parsed}
+    if settings := _parse_values(proposal.get("settings")):
+        return proposal | {"settings": settings}
+    return {name: value for name, value in proposal.items() if name != "settings"}
+
+
+def _parse_values(given: object) -> object:
+    """Return settings unquoted: as a whole, and each value."""
+    found = unquote(given)
+    if not isinstance(found, dict):
+        return found
+    values = cast("dict[str, object]", found).items()
+    return {name: parse_value(value) if isinstance(value, str) else value for name, value in values}
 
 
 class Proposals(BaseModel):
@@ -147,7 +153,7 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
     measured = count(1)
 
     async def profile_step(
-        settings: Annotated[dict[str, Value], BeforeValidator(unquote)],
+        settings: Annotated[dict[str, Value], BeforeValidator(_parse_values)],
         edits: Annotated[dict[str, str], BeforeValidator(unquote)] = {},  # noqa: B006 - never changed
     ) -> str:
         """Measure in some seconds what a step costs, and how many the budget allows.
@@ -161,6 +167,9 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
             draft = with_constants(edited.text, settings)
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
+        values = read_values(edited.text)
+        if fault := next(filter(None, (_find_other_type(n, value, values[n]) for n, value in settings.items())), ""):
+            raise ToolError(fault)
         if next(measured) > MAX_STARTS:
             raise ToolError(f"{MAX_STARTS} drafts were started already: that is enough, so propose.")
         found = await meter(draft) if meter else "the runs are on a cluster"
@@ -169,6 +178,14 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
         return briefing.WORDS.cost(found, budget).strip()
 
     return Tool.from_function(profile_step, pure=False)
+
+
+def _find_other_type(name: str, value: Value, before: Value) -> str:
+    """Return how a constant is to be set, if a text would become something else, or the reverse; else an empty text."""
+    if isinstance(value, str) is isinstance(before, str):
+        return ""
+    how = "no text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
+    return f"settings: {name} is {how}"
 
 
 def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -> str:
@@ -182,9 +199,8 @@ def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -
     for name, value in proposal.settings.items():
         if name not in values:
             return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
-        if isinstance(value, str) is not isinstance(values[name], str):
-            how = "no text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
-            return f"settings: {name} is {how}; or leave settings empty and write instructions"
+        if fault := _find_other_type(name, value, values[name]):
+            return f"{fault}; or leave settings empty and write instructions"
         if isinstance(value, int | float) and not abs(value) <= MOST:
             return f"settings: {name} is more than {MOST:g}"
         if not is_plain(value):
