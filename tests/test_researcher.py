@@ -236,7 +236,7 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     assert ask_for(TOTAL_BATCH_SIZE="1024") == found
     assert (
         ask_for(TOTAL_BATCH_SIZE="2**10").text
-        == "settings: TOTAL_BATCH_SIZE is no text: give its value, not an expression"
+        == "settings: TOTAL_BATCH_SIZE is not a text: give its value, not an expression"
     )
     assert not ask_for({"DEPTH = 0.01 ": "DEPTH = 9 "}, TOTAL_BATCH_SIZE=1024).is_error
     assert "DEPTH = 9" in seen[-1]

@@ -184,7 +184,7 @@ def _find_other_type(name: str, value: Value, before: Value) -> str:
     """Return how a constant is to be set, if a text would become something else, or the reverse; else an empty text."""
     if isinstance(value, str) is isinstance(before, str):
         return ""
-    how = "no text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
+    how = "not a text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
     return f"settings: {name} is {how}"
 
 
