@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from orchestrator.core.source import normalize_lines, restore_lines
 from orchestrator.core.task import EXAMINED, Task
+from orchestrator.core.text import make_printable
 from prepare.command import UserError
 from prepare.files import resolve_home
 from prepare.tree import join_files, split_files
@@ -222,7 +223,7 @@ class Repo:
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
         """Commit under a ref, unless it has the same commit already. Only `kept` is moved; other refs get a number."""
-        files = self._split(source, self._read_files(parent))
+        files, message = self._split(source, self._read_files(parent)), make_printable(message)  # agents wrote it
         found = self._git("for-each-ref", "--format=%(objectname)", name, f"{name}-*").splitlines()
         for commit in found:
             if self._is_commit(commit, parent, files, message):

@@ -138,6 +138,8 @@ async def _watch_guidance(session: Session, path: Path) -> None:
             await session.append("", GuidanceChanged(text=text))
             if text and (session.state.session.crew == "optuna" or session.state.fallback):
                 session.say("guidance.md is not followed: the optimizer proposes, and it reads no text")
+            elif len(text) == GUIDANCE_CHARACTERS:
+                session.say(f"only the first {GUIDANCE_CHARACTERS:,} characters of guidance.md are read")
         before = text
         await asyncio.sleep(LOOK_SECONDS)
 

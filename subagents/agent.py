@@ -14,14 +14,16 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults, shorten_schema
+from subagents.tools import Tool, ToolCall, ToolError, ToolResult, cap, describe_faults, shorten_schema
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
 OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in seconds since the epoch, and why
 
 SUBMIT = "submit"
+MOST_TOKENS = 10**9  # that a request can have
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
+OURS = ("capped", "failed", "unaffordable")  # reasons to stop that no server gives, with the error in the message
 CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {
@@ -30,7 +32,6 @@ TOKENS = {
     "cache_write": "cache_creation_input_tokens",
     "output": "output_tokens",
 }
-MOST_TOKENS = 10**12  # of one request, whatever a server claims
 
 
 class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
@@ -134,9 +135,9 @@ def split_opening(opening: str) -> list[str]:
 
 
 def count_tokens(usage: Json) -> dict[str, int]:
-    """Return the tokens of a Reply from a message's usage."""
-    told = ((name, usage.get(field)) for name, field in TOKENS.items())
-    return {name: min(max(count, 0), MOST_TOKENS) if isinstance(count, int) else 0 for name, count in told}
+    """Return the tokens of a Reply from a message's usage; a count that cannot be one is 0."""
+    counts = {name: usage.get(field) for name, field in TOKENS.items()}
+    return {name: n if isinstance(n, int) and 0 <= n <= MOST_TOKENS else 0 for name, n in counts.items()}
 
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
@@ -206,7 +207,7 @@ class _Conversation(Generic[T]):
                     return await self.check_answer(call, failed)
                 result = await self.use_tool(call, environment)
             except ToolError as error:
-                result = ToolResult(str(error), is_error=True)
+                result = ToolResult(cap(str(error)), is_error=True)
             if result.is_error and call.name != SUBMIT:
                 failed = failed or call.name
             results.append(_make_result_block(call, result))
@@ -243,7 +244,7 @@ class _Conversation(Generic[T]):
     def count_bad_answer(self, reason: str) -> None:
         self.bad_answers += 1
         if self.bad_answers > MAX_BAD_ANSWERS:
-            raise NoAnswer(f"the {self.agent.name} came to no answer: {reason}")
+            raise NoAnswer(f"the {self.agent.name} came to no answer: {cap(reason)}")
 
     def append_text(self, text: str) -> None:
         last = self.messages[-1]  # the user's

@@ -20,7 +20,7 @@ import tenacity
 from anthropic.lib.streaming import AsyncMessageStream
 
 from subagents import prices
-from subagents.agent import Json, OnWait, Reply, Request, count_tokens
+from subagents.agent import OURS, Json, OnWait, Reply, Request, count_tokens
 from subagents.cli_model import ProgramError, ask_program
 from subagents.prompts import PREFIX
 
@@ -38,6 +38,7 @@ PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
 FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)  # of an attempt, by a server or a program
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
+TEXTS = {"text": ("text",), "thinking": ("thinking",), "tool_use": ("id", "name")}  # what is a text, by type of block
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
 
@@ -85,6 +86,7 @@ class Claude:
     client: anthropic.AsyncAnthropic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.time
+    patience: float = TURN_TIMEOUT
     replaceable: frozenset[str] = frozenset()  # models for which another takes over, and which are given up sooner
     without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
 
@@ -161,11 +163,11 @@ class Claude:
 
     async def _turn(self, request: Request) -> Reply:
         if request.model.startswith(PREFIX):
-            return await ask_program(request, TURN_TIMEOUT)
+            return await ask_program(request, self.patience)
         effort = request.effort if request.model not in self.without_effort else ""
         try:
             async with (
-                asyncio.timeout(TURN_TIMEOUT),
+                asyncio.timeout(self.patience),
                 self.client.messages.stream(**make_arguments(request, effort)) as stream,
             ):
                 message = await _read_message(stream)
@@ -174,6 +176,8 @@ class Claude:
                 raise
             self.without_effort.add(request.model)
             return await self._turn(request)
+        except TimeoutError:  # a further attempt would take as long, and cost as much
+            return replace(Reply.from_error("failed", f"it gave no answer in {self.patience:g} s"), usd=None)
         usd = prices.compute_usd(message)
         usd = prices.compute_usd(message | {"model": request.model}) if usd is None else usd  # a gateway's own name
         return Reply(message, count_tokens(message.get("usage") or {}), usd)
@@ -207,7 +211,7 @@ def is_billable(error: BaseException) -> bool:
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code == 200  # inside a stream
     is_late = isinstance(error, anthropic.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout)
-    return is_late or isinstance(error, (httpx2.HTTPError, TimeoutError))  # before a stream the SDK has its own errors
+    return is_late or isinstance(error, httpx2.HTTPError)  # before a stream the SDK has its own errors
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
@@ -220,17 +224,30 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK accepts truncated JSON
         message: Json = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
-        calls = [block for block in message["content"] if block["type"] == "tool_use"]
-        whole = all(call["id"] and call["name"] and isinstance(call["input"], dict) for call in calls)
+        fault = _find_fault(message)
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # The SDK, or the code above, raises any of these for malformed events.
         raise httpx2.RemoteProtocolError(f"the stream is malformed: {type(error).__name__}: {error}") from error
-    if not message.get("stop_reason"):
-        raise httpx2.RemoteProtocolError("the stream ended early")
-    if not whole:
-        raise httpx2.RemoteProtocolError("a tool was called without a name or arguments")
+    if fault:
+        raise httpx2.RemoteProtocolError(fault)
+    message.pop("error", None)  # which is ours
     # A lone surrogate is legal in JSON but cannot be encoded as UTF-8.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _find_fault(message: Json) -> str:
+    """Return what is wrong with what is read of a message; empty if nothing. Raises LookupError or TypeError."""
+    blocks, stop = message["content"], message.get("stop_reason")
+    texts = [block[name] for block in blocks for name in ("type", *TEXTS.get(block["type"], ()))]
+    calls = [block for block in blocks if block["type"] == "tool_use"]
+    if not stop:
+        return "the stream ended early"
+    if not all(isinstance(text, str) for text in (*texts, stop)) or not isinstance(message.get("usage") or {}, dict):
+        return "the stream is malformed: a field is of another type"
+    if stop in OURS:
+        return f"the stream is malformed: it stops for {stop!r}"
+    whole = all(call["id"] and call["name"] and isinstance(call["input"], dict) for call in calls)
+    return "" if whole else "a tool was called without a name or arguments"
 
 
 def make_arguments(request: Request, effort: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from pydantic import BaseModel, Field, ValidationError
 
 from subagents.agent import Json, Reply, Request, count_tokens
+from subagents.prices import MOST_USD
 from subagents.prompts import JINJA, PREFIX
 from subagents.tools import describe_faults
 
@@ -53,7 +54,7 @@ class Envelope(BaseModel):
     stop_reason: str | None = None
     structured_output: Json | None = None
     usage: Json = {}
-    total_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    total_cost_usd: float | None = Field(default=None, ge=0, le=MOST_USD, allow_inf_nan=False)
 
 
 class ProgramError(ChildProcessError):
@@ -191,4 +192,5 @@ def _find_object(text: str) -> Json:
             except (ValueError, RecursionError):  # a brace in prose or code
                 faults += 1
     chosen = [each for each in found if "calls" in each or each.get("type") == "result"] or found
-    return json.loads(json.dumps(chosen[-1], ensure_ascii=False).encode("utf-8", "replace")) if chosen else {}
+    text = json.dumps(chosen[-1] if chosen else {}, ensure_ascii=False)  # NaN, and 1e999, cannot be stored either
+    return json.loads(text.encode("utf-8", "replace"), parse_constant=lambda _: None)

@@ -16,6 +16,7 @@ Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a s
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 MAX_NAME, MAX_PATH = 255, 4_096  # bytes of a file's name and of its path on usual file systems
 MAX_LEVELS = 100  # levels of a syntax tree: scripts have up to 60, and what walks a tree fails at about 250
+MAX_STARTS = 8  # starts of a draft in one conversation: each may take as long as a run
 LISTED = 10  # lines that are named where a passage is not unique
 
 
@@ -34,6 +35,7 @@ class EditedFiles:
     ) -> None:
         """Begin with one file by its path, or with a tree, where `is_allowed` tells which files there may be."""
         self.before, self.files, self.start, self.is_allowed, self.join = files, dict(files), start, is_allowed, join
+        self.starts = 0
 
     @property
     def text(self) -> str:
@@ -58,7 +60,7 @@ class EditedFiles:
         `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
         and may be empty.
         """
-        text = self._read(path)
+        text, old, new = self._read(path), _normalize(old), _normalize(new)
         found = re.finditer(f"(?={re.escape(old)})", text) if old else ()  # overlapping occurrences, too
         places = [text.count("\n", 0, match.start()) + 1 for match in found]
         if old == new:
@@ -81,7 +83,7 @@ class EditedFiles:
             raise ToolError(f"There is a file where {path!r} needs a folder, or a folder in its place.")
         if len(path.encode()) > MAX_PATH or max(map(len, path.encode().split(b"/"))) > MAX_NAME:
             raise ToolError("The path is too long.")
-        self.files[path] = text
+        self.files[path] = _normalize(text)
         return f"Created {path}."
 
     def delete(self, path: str) -> str:
@@ -98,8 +100,9 @@ class EditedFiles:
         known = own | {*find_missing_packages(*self.before.values())}
         if missing := [name for name in find_missing_packages(*self.files.values()) if name not in known]:
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        if not self.start:
+        if not self.start or self.starts == MAX_STARTS:
             return "Syntax and imports are in order. It was not run: check the shapes."
+        self.starts += 1
         if isinstance(found := await self.start(self.text), str):
             raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
         ran = "It was run up to its training: a step of it ran."
@@ -168,6 +171,11 @@ def list_imports(node: ast.AST) -> list[str]:
 @cache
 def _list_packages() -> frozenset[str]:
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
+
+
+def _normalize(text: str) -> str:
+    r"""Return the text with lines that end by \n alone, as in all files here; a commit restores the file's own ends."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _suggest(text: str, old: str) -> str:

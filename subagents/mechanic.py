@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
 from subagents.files import EditedFiles
 from subagents.prompts import Prompt
 from subagents.tools import ToolCall
+
+EMPTY = {"false", "n/a", "no", "none", "null"}
 
 
 class Edited(BaseModel):
@@ -22,6 +24,12 @@ class Edited(BaseModel):
     they say. It is shown to whoever judges the experiment."""
     impossible: str = Field(default="", max_length=400)
     """Only if the instructions cannot be carried out: why. The proposal is then abandoned."""
+
+    @field_validator("impossible")
+    @classmethod
+    def _read_empty(cls, words: str) -> str:
+        """Return what a smaller model writes into a field that it would rather leave empty as an empty text."""
+        return "" if words.strip(" .").lower() in EMPTY else words
 
 
 async def edit(

@@ -14,15 +14,17 @@ TYPICAL = {
 }
 """Tokens of an agent per experiment. What it reads is from the third night in docs/benchmarks.md; what
 it writes is a guess, four times what was written there, since models that think write more."""
+MOST_USD = 1e6  # that a reply can cost; a server that tells more has miscounted
 CHARACTERS = 2.5  # characters of a token: fewer than in code and English, so that the estimate is an upper bound
 
 
 def compute_usd(message: Mapping[str, Any]) -> float | None:
     """Return the price of one message in dollars; it depends on the request's length, so usages must not be summed."""
     try:
-        return float(extract_usage(dict(message), provider_id=PROVIDER).calc_price().total_price)
+        usd = float(extract_usage(dict(message), provider_id=PROVIDER).calc_price().total_price)
     except (LookupError, ValueError):
         return None
+    return usd if 0 <= usd <= MOST_USD else None
 
 
 def estimate_most(model: str, characters: int, max_tokens: int) -> float | None:

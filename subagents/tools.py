@@ -52,7 +52,7 @@ class Tool:
             result = self.call(**call.input)
             text = result if isinstance(result, str) else await result
         except ValidationError as error:
-            return ToolResult(f"Wrong arguments: {describe_faults(error)}", is_error=True)
+            return ToolResult(cap(f"Wrong arguments: {describe_faults(error)}"), is_error=True)
         except ToolError as error:
             return ToolResult(cap(str(error)), is_error=True)
         return ToolResult(cap(text) or "(nothing)")

@@ -51,6 +51,27 @@ def test_an_answer_is_a_call_that_validates():
     assert world.openings == ["Add."]
 
 
+class Settings(BaseModel):
+    values: dict[str, int]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        call("submit", values={"x" * 300_000: "no"}),
+        call("add", **{"x" * 300_000: 1}),
+        call("x" * 300_000),
+        text("x"),
+    ],
+)
+def test_what_a_model_is_told_and_the_reason_that_is_kept_are_bounded(odd):
+    stop = "tool_use" if odd["type"] == "tool_use" else "x" * 300_000
+    world, reason = failed(says(odd, stop=stop), agent=replace(AGENT, answer=Settings))
+
+    assert len(reason) <= RESULT_BYTES + 100
+    assert all(len(words) <= RESULT_BYTES for words in world.heard())
+
+
 def test_tools_are_described_by_their_signatures():
     schema = AGENT.schemas[0]
 

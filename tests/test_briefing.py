@@ -45,7 +45,7 @@ BUDGET = {
     "older_lessons": 300,
     "reasons": 1_100,
     "wishes": 400,
-    "guidance": 900,
+    "guidance": 2_300,  # all that is read of it
     "suggestions": 350,
     "earlier": 800,
 }
@@ -399,12 +399,14 @@ def test_the_rule_is_told_in_the_policys_words(night):
 
 def test_guidance_is_passed_on_and_an_empty_night_has_empty_sections():
     started = next(r.event for r in synthetic.records(0) if isinstance(r.event, Started))
-    events = [started, GuidanceChanged(text="try smaller models")]
+    words = "try smaller models " + "or not " * 1_000
+    task = started.task.model_copy(update={"program": words})
+    events = [started.model_copy(update={"task": task}), GuidanceChanged(text=words)]
     state = fold(Record(seq=i, at=1.8e9, task_id="", event=event) for i, event in enumerate(events))
 
     told = briefing.brief_researcher(state, 1, 1, SOURCE)
 
-    assert told["guidance"] == "try smaller models"
+    assert told["guidance"] == told["program"] == words.strip(), "to its end"
     assert told["history"] == told["families"] == told["older_lessons"] == told["stall"] == ""
     assert "is still being measured" in told["standing"]
     assert judge.describe_rule(state) in told["standing"], "the first proposal is made by the same rule"

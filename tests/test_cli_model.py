@@ -164,6 +164,7 @@ def test_talk_is_no_call():
         '{"type": "result", "usage": [1], "result": 7}',
         '{"type": "result", "result": "{\\"calls\\": 1}", "total_cost_usd": NaN}',
         '{"type": "result", "usage": {"input_tokens": "many"}, "total_cost_usd": -1}',
+        '{"type": "result", "is_error": true, "result": "busy", "total_cost_usd": 1e308}',
         '{"type": "result", "structured_output": [1], "is_error": null}',
         '{"type": "result", "subtype": "error_max_structured_output_retries", "is_error": true}',
     ],
@@ -178,10 +179,11 @@ def test_nonsense_is_a_message_without_calls(printed):
 
 def test_calls_are_kept_as_text_that_can_be_stored():
     usage = {"input_tokens": None, "output_tokens": 5}
-    answer = {"calls": [{"tool": "ready", "input": {"words": "\ud800"}}]}
-    reply = read_reply(make_request(""), json.dumps({"type": "result", "usage": usage, "structured_output": answer}))
+    answer = {"calls": [{"tool": "ready", "input": {"words": "\ud800", "last": float("nan"), "rate": [10]}}]}
+    printed = json.dumps({"type": "result", "usage": usage, "structured_output": answer}).replace("10]", "1e999, 10]")
+    reply = read_reply(make_request(""), printed)
 
-    assert reply.calls[0].input == {"words": "?"}
+    assert reply.calls[0].input == {"words": "?", "last": None, "rate": [None, 10]}
     assert reply.tokens == {"input": 0, "cache_read": 0, "cache_write": 0, "output": 5}
     assert reply.usd is None
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.source import restore_lines
 from subagents.files import (
     EditedFiles,
     find_missing_packages,
@@ -47,6 +48,21 @@ def test_a_passage_is_replaced_where_it_occurs_once():
 
     assert result.text == "Replaced at line 4."
     assert file.text == SOURCE.replace("0.1", "0.2")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_what_an_agent_writes_ends_its_lines_as_the_file_in_memory_does(end):
+    """A commit restores the ends of the file's own lines: with a second one, a line that goes on would not parse."""
+    file = EditedFiles({"train.py": SOURCE}, is_allowed=lambda _: True, join="".join)
+
+    old, new = f"DEPTH = 8  # 2..16 – blocks{end}LR", f"DEPTH = 8 + \\{end}1{end}LR"
+    used(file, "replace", path="train.py", old=old, new=new)
+    used(file, "create", path="more.py", text=f"a = 1{end}b = 2{end}")
+
+    assert file.files["more.py"] == "a = 1\nb = 2\n"
+    source = SOURCE.replace("8  # 2..16 – blocks", "8 + \\\n1")
+    assert file.files["train.py"] == source
+    assert restore_lines(source, SOURCE.replace("\n", "\r\n")) == source.replace("\n", "\r\n")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ def test_the_impossible_is_said_and_given_up():
         edited(says(call("submit", summary="", impossible="there is no such layer")))
 
 
+@pytest.mark.parametrize("words", ["None", "N/A", "no.", " none "])
+def test_a_word_for_nothing_does_not_give_up_an_edit(words):
+    _, commit = edited(says(EDIT, call("submit", summary="DEPTH is 9.", impossible=words)))
+    assert "DEPTH = 9 " in commit
+
+
 def test_a_failed_check_goes_back_before_anything_is_handed_in():
     world, commit = edited(
         says(call("replace", old="DEPTH = 8 ", new="DEPTH = = 9 "), call("check"), DONE),
@@ -173,6 +179,7 @@ def test_an_unchecked_file_is_checked_once_when_it_is_handed_in():
 
 
 def test_a_machine_that_cannot_run_a_step_stops_no_edit():
+    assert started(says(EDIT, *[call("check")] * 20), says(MENDED, DONE), fault={})[2] == 8
     _, text, tried = started(says(EDIT, call("check"), DONE), fault={})
 
     assert "DEPTH = 9 " in text

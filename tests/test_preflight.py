@@ -141,12 +141,16 @@ def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):
     assert "runs train without a sandbox, because of --unsafe" in warned, "a session may remember it"
 
 
-def test_a_file_of_settings_that_is_not_read_is_named(tmp_path):
-    place = ground(tmp_path / "place", {"src/train.py": "print('METRIC val_bpb=1')", "nightshift.toml": "budget = 2\n"})
+def test_a_file_of_settings_that_is_not_read_is_named_and_one_that_is_read_in_part(tmp_path):
+    files = {"src/train.py": "print('METRIC val_bpb=1')", "src/program.md": "Try. " * 2_401}
+    place = ground(tmp_path / "place", files | {"nightshift.toml": "budget = 2\n"})
     with contextlib.chdir(place):
         night = Preflight(Options(script=Path("src/train.py"), unsafe=True), "night", "optuna")
         said = [found.message for found in night.check() if found.subject == "scores"]
-    assert said[1:] == ["nightshift.toml is not read: it does not lie beside src/train.py"]
+    assert said[1:] == [
+        "nightshift.toml is not read: it does not lie beside src/train.py",
+        "only the first 12,000 characters of program.md are read",
+    ]
 
 
 def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):

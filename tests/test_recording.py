@@ -135,6 +135,36 @@ def test_all_that_an_agent_was_told_is_written_down_and_shown():
     assert page.count("add answers") == 1
 
 
+def test_what_was_told_is_written_down_though_a_server_gives_its_calls_the_same_id():
+    class Forgetful(Model):
+        replies = iter(
+            [
+                says(call("add", "call_0", a=1), call("add", "call_0", a=2)),
+                says(call("submit", "call_0", size="one")),
+                says(call("submit", "call_0", size=1)),
+            ]
+        )
+
+        async def reply(self, request, on_wait):
+            self.asked = request
+            return next(self.replies)
+
+        def at_most(self, request):
+            return 0.0
+
+    log, agent, model = Memory(), Agent("mechanic", PROMPT, Answer, (Tool.from_function(add),)), Forgetful()
+    run_virtually(ask(agent, Recording(Live(model, log), log, "implement 1", 1), "opening"))
+
+    told = [record.event.told for record in log.records if isinstance(record.event, ev.ModelReplied)]
+    assert [[words.partition(":")[0] for words in each] for each in told] == [[], [], ["Not accepted"]]
+    ids = [part["id"] for said in model.asked.messages for part in said["content"] if part["type"] == "tool_use"]
+    assert len({*ids}) == len(ids) == 3
+    assert ids[0] == "call_0"
+    page = write_page(log, len(log.records) - 1, full=False)
+    assert page.count("add answers") == 2
+    assert page.index("2\n") < page.index("3\n")
+
+
 def test_a_conversation_is_written_down_as_it_happens():
     log = Memory()
 

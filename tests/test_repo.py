@@ -94,6 +94,18 @@ def test_a_night_leaves_work_tree_and_index_as_they_were(folder, repo):
     assert git(folder, "fsck", "--strict", "--no-dangling") == ""
 
 
+def test_what_an_agent_writes_into_a_message_cuts_off_and_controls_nothing(folder, repo):
+    message = "LR\0 up \x1b]0;owned\x07\u202e\ud800\n\nWhy.\r\n\nExperiment: 4\n"
+
+    commit = repo.commit(4, repo.get_start(), "LR = 2\n", message)
+
+    assert repo.commit(4, repo.get_start(), "LR = 2\n", message) == commit
+    told = "LR� up �]0;owned���\n\nWhy.\n\nExperiment: 4"
+    assert git(folder, "log", "-1", "--format=%B", commit) == told
+    assert git(folder, "log", "-1", "--format=%(trailers:key=Experiment,valueonly)", commit) == "4"
+    assert git(folder, "fsck", "--strict", "--no-dangling") == ""
+
+
 def test_only_the_script_changes(folder, repo):
     base, _, kept = night(repo)
     assert git(folder, "diff", "--raw", "--name-only", repo.get_start(), kept) == "train.py"

@@ -103,6 +103,10 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"settings": {"MATRIX_LR": 10**400}},
         {"settings": {"MATRIX_LR": f"0x{'f' * 4000}"}},
         {"settings": {"MATRIX_LR": "'\\ud800'"}},
+        {"settings": {"TOTAL_BATCH_SIZE": "2**18"}},
+        {"settings": {"TOTAL_BATCH_SIZE": "None"}},
+        {"settings": {"TOTAL_BATCH_SIZE": ""}},
+        {"knob": {"parameter": "A + B", "value": '{"a":' * 100_000}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -112,6 +116,17 @@ def test_what_is_no_proposal_goes_back(wrong):
     asyncio.run(ask(agent(), world, "Go on."))
 
     assert next(iter(wrong)) in world.heard()[0]
+
+
+def test_a_text_that_reads_as_a_number_is_told_to_be_quoted_and_then_is_one():
+    drafts = [DRAFT | {"settings": {"BITS": words}} for words in ("16", "'16'")]
+    asked = researcher.make_agent(PROMPT, LOG.state, SOURCE + 'BITS = "8"\n', (), None)
+    world = FakeWorld([says(call("submit", proposals=[draft])) for draft in drafts])
+
+    (proposal,) = asyncio.run(ask(asked, world, "Go on.")).proposals
+
+    assert """BITS is a text: write "'3'\"""" in world.heard()[0]
+    assert proposal.settings == {"BITS": "16"}
 
 
 def test_half_a_surrogate_pair_in_quoted_json_is_stored():
@@ -218,10 +233,17 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     )
     assert "«mlp 25 %»" in found.text
     assert ask_for(NOTHING=1).is_error
+    assert ask_for(TOTAL_BATCH_SIZE="1024") == found
+    assert (
+        ask_for(TOTAL_BATCH_SIZE="2**10").text
+        == "settings: TOTAL_BATCH_SIZE is not a text: give its value, not an expression"
+    )
     assert not ask_for({"DEPTH = 0.01 ": "DEPTH = 9 "}, TOTAL_BATCH_SIZE=1024).is_error
     assert "DEPTH = 9" in seen[-1]
     assert "TOTAL_BATCH_SIZE = 1_024" in seen[-1]
     assert "does not occur" in ask_for({"DEPTH = 80 ": ""}).text
+    more = [ask_for(TOTAL_BATCH_SIZE=size).is_error for size in range(1, 10)]
+    assert (more, len(seen)) == ([False] * 5 + [True] * 4, 8), "hundreds of them would take the night"
     tool = researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1]  # in a night that went on on a cluster
     assert ask_for(TOTAL_BATCH_SIZE=1024).is_error
     away = replace(state, started=state.session.model_copy(update={"measures_steps": False}))

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import SCHEMA, Session, SessionError
+from orchestrator.session.store import MAX_BYTES, SCHEMA, Session, SessionError
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 from tests.workplace import environment
@@ -52,6 +52,15 @@ def session(tmp_path):
 def guidance(session) -> list[str]:
     with closing(Session(session.path, read_only=True)) as written:
         return [record.event.text for record in written.records[1:]]
+
+
+async def test_what_could_not_be_read_again_is_not_written(session):
+    with pytest.raises(SessionError, match="too big"):
+        await session.append("", ev.GuidanceChanged(text="x" * MAX_BYTES))
+
+    await session.append("", ev.GuidanceChanged(text="short"))
+    assert guidance(session) == ["short"]
+    assert not session.said
 
 
 async def test_a_lock_of_another_program_is_waited_for_while_everything_else_goes_on(session):

@@ -16,7 +16,7 @@ from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
-from subagents import mechanic, reflector
+from subagents import PromptError, mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
 from subagents.files import EditedFiles
 from subagents.prompts import Prompt
@@ -129,7 +129,10 @@ class ClaudeCrew:
             files = EditedFiles(split_files(source), start, task.is_editable, join_files)
         else:
             files = EditedFiles({(*task.editable, "train.py")[0]: source}, start)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
+        try:
+            text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
+        except PromptError as error:  # the script is too long for a model, though not for a run
+            raise NoAnswer(str(error)) from error
         return Revision(text, answer.summary, answer.deviations)
 
     async def _start(self, source: str) -> Telemetry | str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import Annotated, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -13,7 +14,7 @@ from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
 from prepare.constants import UnknownConstantError, Value, is_plain, read_values, with_constants
 from subagents.agent import Agent
-from subagents.files import EditedFiles, number_page
+from subagents.files import MAX_STARTS, EditedFiles, number_page
 from subagents.logs import quote
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
@@ -33,12 +34,18 @@ def _read_settings(given: object) -> object:
     if not isinstance(found, dict):
         return found
     proposal = cast("dict[str, object]", found)
-    settings = unquote(proposal.get("settings"))
-    if not isinstance(settings, dict):
-        return proposal if settings else {name: value for name, value in proposal.items() if name != "settings"}
-    values = cast("dict[str, object]", settings).items()
-    parsed = {name: parse_value(value) if isinstance(value, str) else value for name, value in values}
-    return proposal | {"settings": parsed}
+    if settings := _parse_values(proposal.get("settings")):
+        return proposal | {"settings": settings}
+    return {name: value for name, value in proposal.items() if name != "settings"}
+
+
+def _parse_values(given: object) -> object:
+    """Return settings unquoted: as a whole, and each value."""
+    found = unquote(given)
+    if not isinstance(found, dict):
+        return found
+    values = cast("dict[str, object]", found).items()
+    return {name: parse_value(value) if isinstance(value, str) else value for name, value in values}
 
 
 class Proposals(BaseModel):
@@ -142,10 +149,11 @@ def is_step_measurable(state: State) -> bool:
 
 
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
-    """Return the tool that measures a step of a draft of the source."""
+    """Return the tool that measures a step of a draft of the source, of a few before each proposal."""
+    measured = count(1)
 
     async def profile_step(
-        settings: Annotated[dict[str, Value], BeforeValidator(unquote)],
+        settings: Annotated[dict[str, Value], BeforeValidator(_parse_values)],
         edits: Annotated[dict[str, str], BeforeValidator(unquote)] = {},  # noqa: B006 - never changed
     ) -> str:
         """Measure in some seconds what a step costs, and how many the budget allows.
@@ -159,12 +167,25 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
             draft = with_constants(edited.text, settings)
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
+        values = read_values(edited.text)
+        if fault := next(filter(None, (_find_other_type(n, value, values[n]) for n, value in settings.items())), ""):
+            raise ToolError(fault)
+        if next(measured) > MAX_STARTS:
+            raise ToolError(f"{MAX_STARTS} drafts were started already: that is enough, so propose.")
         found = await meter(draft) if meter else "the runs are on a cluster"
         if isinstance(found, str) or not found:
             raise ToolError(f"No step could be measured: {quote(str(found or 'it is not known why'))}")
         return briefing.WORDS.cost(found, budget).strip()
 
     return Tool.from_function(profile_step, pure=False)
+
+
+def _find_other_type(name: str, value: Value, before: Value) -> str:
+    """Return how a constant is to be set, if a text would become something else, or the reverse; else an empty text."""
+    if isinstance(value, str) is isinstance(before, str):
+        return ""
+    how = "not a text: give its value, not an expression" if isinstance(value, str) else """a text: write "'3'\""""
+    return f"settings: {name} is {how}"
 
 
 def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -> str:
@@ -178,6 +199,8 @@ def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -
     for name, value in proposal.settings.items():
         if name not in values:
             return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
+        if fault := _find_other_type(name, value, values[name]):
+            return f"{fault}; or leave settings empty and write instructions"
         if isinstance(value, int | float) and not abs(value) <= MOST:
             return f"settings: {name} is more than {MOST:g}"
         if not is_plain(value):

@@ -22,7 +22,7 @@ import typer
 
 from orchestrator.cli.options import PLACES, Options, UsageError, read_session
 from orchestrator.cli.task_file import NAME as TASK_FILE
-from orchestrator.cli.task_file import find_task
+from orchestrator.cli.task_file import PROGRAM_CHARACTERS, find_task
 from orchestrator.cluster import connect, plan_shares
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -323,6 +323,9 @@ class Preflight:
             yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
         if Path(TASK_FILE).is_file() and not self.options.script.with_name(TASK_FILE).is_file():
             words = f"{TASK_FILE} is not read: it does not lie beside {self.options.script}"
+            yield CheckResult("scores", "warn", words)
+        if len(self.task.program) == PROGRAM_CHARACTERS:
+            words = f"only the first {PROGRAM_CHARACTERS:,} characters of program.md are read"
             yield CheckResult("scores", "warn", words)
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:

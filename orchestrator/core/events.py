@@ -99,7 +99,10 @@ class Proposal(Answer):
         """Read the `knob` of older sessions: a parameter ("A + B" for several), a direction and a value as text."""
         match fields:
             case {"knob": {"parameter": str(name), "value": str(text)}, **rest} if " + " in name and text[:1] == "{":
-                return rest | {"settings": json.loads(text)}
+                try:
+                    return rest | {"settings": json.loads(text)}
+                except RecursionError as error:  # models may answer so, too
+                    raise ValueError("knob: it is nested too deeply") from error
             case {"knob": {"parameter": str(name), "direction": way, "value": str(text)}, **rest}:
                 return rest | {"settings": {name: parse_value(text)}, "direction": way}
             case {"knob": _, **rest}:

@@ -9,10 +9,11 @@ from orchestrator.core import events as ev
 from orchestrator.policy.limits import explain_cap
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
-from subagents.agent import Agent, OnWait, Reply, Request
+from subagents.agent import Agent, Json, OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
 MOST_LEVELS = 200  # levels of lists and objects of a model's message; an event cannot hold many more
+MOST_BYTES = 8 << 20  # of a model's message as JSON: two million tokens; what is written of it must be read again
 
 
 class Model(Protocol):
@@ -48,10 +49,9 @@ class Live:
         try:
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0
-            if _is_deeper(reply.message, MOST_LEVELS):
-                error = Reply.from_error("failed", f"the answer is nested in more than {MOST_LEVELS} levels").message
-                return replace(reply, message=error)
-            return reply
+            fault = _find_fault(reply.message)
+            message = Reply.from_error("failed", fault).message if fault else _rename_calls(reply.message, request)
+            return replace(reply, message=message)
         finally:
             async with self.settled:
                 self.spent += usd
@@ -72,6 +72,25 @@ class Live:
             if affordable := fits():
                 self.reserved.append(most)
             return affordable
+
+
+def _rename_calls(message: Json, request: Request) -> Json:
+    """Return a message whose calls have ids of their own: some servers count anew in each message."""
+    said = [part for each in request.messages for part in each.get("content", ())]
+    known, content = {part.get("tool_use_id") for part in said}, list[Json]()
+    for i, block in enumerate(message["content"]):
+        is_call = block["type"] == "tool_use"
+        content.append(block | {"id": f"{len(request.messages)}_{i}"} if is_call and block["id"] in known else block)
+        known |= {block["id"]} if is_call else set()
+    return message | {"content": content}
+
+
+def _find_fault(message: Json) -> str:
+    """Return why no event can hold a model's message; empty if one can."""
+    if _is_deeper(message, MOST_LEVELS):
+        return f"the answer is nested in more than {MOST_LEVELS} levels"
+    is_long = len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) > MOST_BYTES
+    return f"the answer is longer than {MOST_BYTES >> 20} MiB" * is_long
 
 
 def _is_deeper(value: object, levels: int) -> bool:

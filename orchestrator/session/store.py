@@ -96,7 +96,7 @@ class Session(Log):
                     return self.write(task_id, *events, last=last)
                 except SessionError as error:
                     cause = error.__cause__
-                    if isinstance(cause, sqlite3.IntegrityError) or self.clock() > deadline:
+                    if isinstance(cause, sqlite3.IntegrityError | sqlite3.DataError) or self.clock() > deadline:
                         raise
                     if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError):
                         if renewed:
@@ -267,6 +267,7 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_SECONDS)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)  # nothing is written that could not be read again
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = full")
     return db
