@@ -464,6 +464,17 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     assert outcome.val_bpb == 1.5
 
 
+async def test_data_that_are_away_are_no_fault_of_the_candidate(tmp_path):
+    bench = Bench(tmp_path, "print('METRIC val_bpb=' + open('share/x').read())", data=["share"])
+    (tmp_path / "place/share").mkdir()
+    (tmp_path / "place/share/x").write_text("1")
+    assert (await bench.run()).val_bpb == 1
+
+    (tmp_path / "place/share").rename(tmp_path / "away")
+    outcome = await bench.run()
+    assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run reads, is not there")
+
+
 async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
     files = {"deep/er/train.py": "x", "helper.py": "A = 1", "tmp/kept.txt": "x", "deep/er/near.txt": "2.5"}
     bench = Bench(tmp_path, "unused", files)

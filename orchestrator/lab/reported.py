@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
-from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
+from orchestrator.lab.failures import MAX_MESSAGE, Fault, MachineError, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import ABSURD_NUMBER, RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
@@ -79,7 +79,13 @@ class TaskFolder:
     commit: str
 
     def lay_out(self, work: Path, source: str) -> dict[Path, tuple[int, str]]:
-        """Fill the folder of a run; return size and digest of what it may not change. Raises RepoError, OSError."""
+        """Fill the folder of a run; return size and digest of what it may not change.
+
+        Raises RepoError, MachineError, OSError.
+        """
+        for name in self.task.data:
+            if not self._find_data(name).exists():  # a share or a disk that is away, which would look like a crash
+                raise MachineError(f"{name}, which a run reads, is not there")
         self.repo.extract(self.commit, work, source)
         here = work / self.repo.prefix
         for name in self.task.data:
