@@ -472,7 +472,19 @@ async def test_data_that_are_away_are_no_fault_of_the_candidate(tmp_path):
 
     (tmp_path / "place/share").rename(tmp_path / "away")
     outcome = await bench.run()
-    assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run reads, is not there")
+    assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run needs, is not there")
+
+
+async def test_no_run_has_another_interpreter_than_those_before_it(tmp_path):
+    bench = Bench(tmp_path, "print('METRIC val_bpb=1')", {".gitignore": ".venv/"})
+    python = tmp_path / "place/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    bench.scorer = TaskFolder(bench.task, bench.scorer.repo, bench.scorer.commit)
+    python.unlink()
+    outcome = await bench.run()
+    assert outcome.kind == "aborted", "else it would be scored"
+    assert outcome.reason == ".venv/bin/python, which a run needs, is not there"
 
 
 async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
