@@ -1,6 +1,7 @@
 """One run at a time with real processes: scores, every kind of failure, limits, and what the code may see."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ from orchestrator.lab import guardian
 from orchestrator.lab.monitor import STANDSTILL, RunLimits
 from orchestrator.lab.runner import MAX_EXCUSES, Attempt, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
+from orchestrator.lab.sandbox.landlock import Landlock
+from orchestrator.lab.sandbox.select import TIERS, self_check
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, hold_slot
 from orchestrator.policy.evaluation_plan import describe_runs
@@ -322,6 +325,16 @@ class Wrapped:
         return replace(command, argv=("nice", *command.argv), env={**command.env, "INSIDE": "1"})
 
 
+class Broken(Landlock):
+    """Landlock whose filter the kernel refuses."""
+
+    def wrap(self, command):
+        wrapped = super().wrap(command)
+        at, options = next((at, json.loads(word)) for at, word in enumerate(wrapped.argv) if word.startswith("{"))
+        words = json.dumps(options | {"filter": "AAAA"})
+        return replace(wrapped, argv=(*wrapped.argv[:at], words, *wrapped.argv[at + 1 :]))
+
+
 async def test_a_sandbox_wraps_the_command(bench):
     outcome = await bench.run(f"import os; assert os.environ['INSIDE'] and os.nice(0) > 0\n{HONEST}", sandbox=Wrapped())
     assert (outcome.kind, outcome.tier) == ("scored", "wrapped")
@@ -340,6 +353,25 @@ async def test_trouble_with_the_machine_is_not_the_candidates(bench):
     ):
         assert isinstance(outcome, Aborted)
         assert words in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "landlock"])
+async def test_a_sandbox_that_cannot_start_a_run_is_not_the_candidates_fault(bench, monkeypatch, name):
+    """What the candidate prints itself is: it has begun."""
+    sandbox, says = {tier.tier: tier for tier in TIERS}[name], "Creating new namespace failed"
+    if weakness := self_check(sandbox):
+        pytest.skip(weakness)
+    own = await bench.run(f"raise SystemExit('{says}')", sandbox=sandbox)
+    assert (own.kind, own.message) == ("crashed", says)
+
+    (bench.folder / "bin").mkdir()
+    (bench.folder / "bin/bwrap").write_text(f"#!/bin/sh\necho '{says}' >&2; exit 1")
+    (bench.folder / "bin/bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bench.folder}/bin{os.pathsep}{os.environ['PATH']}")
+    cannot = {"bubblewrap": sandbox, "landlock": Broken()}[name]
+    outcomes = [await bench.runner(cannot).run(GRANTED, HONEST) for _ in range(MAX_EXCUSES + 1)]
+    assert {outcome.kind for outcome in outcomes} == {"aborted"}
+    assert outcomes[-1].reason.startswith("the sandbox could not start the run: ")
 
 
 WAITING = """

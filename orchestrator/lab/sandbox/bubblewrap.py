@@ -31,7 +31,9 @@ class Bubblewrap:
         code, writable = os.pipe()
         os.write(writable, instructions)
         os.close(writable)
+        report, told = os.pipe()
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        argv += ["--json-status-fd", str(told)]
         argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
@@ -47,7 +49,7 @@ class Bubblewrap:
             many //= 2
         argv += laid
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
-        return replace(command, argv=tuple(argv), fds=(*command.fds, code))
+        return replace(command, argv=tuple(argv), fds=(*command.fds, code, told), reports=(report,))
 
     def _lay(self, folder: Path, kept: Collection[Path] | None, many: int) -> Iterator[str]:
         """Yield what binds the files that were laid out, read-only if `kept`, in folders that can be written to.
