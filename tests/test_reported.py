@@ -4,10 +4,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -473,6 +475,12 @@ async def test_data_that_are_away_are_no_fault_of_the_candidate(tmp_path):
     (tmp_path / "place/share").rename(tmp_path / "away")
     outcome = await bench.run()
     assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run needs, is not there")
+
+
+async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):
+    bench = Bench(tmp_path, "import time; time.sleep(0.5); print('METRIC val_bpb=1')", {"blob": "x" * (64 << 20)})
+    limits = replace(LIMITS, reserve=shutil.disk_usage(tmp_path).free - (32 << 20))
+    assert (await bench.run(limits=limits)).kind == "scored"
 
 
 async def test_no_run_has_another_interpreter_than_those_before_it(tmp_path):

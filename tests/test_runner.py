@@ -521,6 +521,23 @@ async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
     assert (filled.failure, filled.message) == ("disk full", "it filled the disk")
 
 
+async def test_a_disk_that_others_fill_while_it_runs_is_no_failure_of_the_candidate(bench):
+    small = f"import time; open('big', 'wb').write(bytes(32 << 20)); open('there', 'w')\n{WAITING}"
+    for _ in range(4):  # others write to this disk and free it meanwhile
+        reserve = shutil.disk_usage(bench.folder).free - (144 << 20)
+        running = asyncio.create_task(bench.runner(reserve=reserve, wall=20.0).run(GRANTED, small))
+        while not (bench.folder / "runs/7-2/work/there").exists():
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.01)
+        (bench.folder / "other").write_bytes(bytes(128 << 20))
+        outcome = await running
+        (bench.folder / "other").unlink()
+        if "disk" in f"{outcome}":
+            break
+    assert isinstance(outcome, Aborted)
+    assert "its own files take 32 MB (it filled the disk)" in outcome.reason
+
+
 async def test_a_folder_is_not_measured_without_end_on_a_disk_that_is_nearly_full(bench, monkeypatch):
     du = bench.folder / "bin/du"
     du.parent.mkdir()
