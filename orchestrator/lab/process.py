@@ -121,7 +121,9 @@ async def _attend(process: Process, monitor: RunMonitor) -> None:
         if not reason and len(psutil.pids()) - before > limit and len(monitor.list_processes()) > limit:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
-            monitor.cause = monitor.cause or (None if any(map(_is_suspended, monitor.list_processes())) else reason)
+            if not monitor.cause and isinstance(reason, Fault) and any(map(_is_suspended, monitor.list_processes())):
+                reason.excuse = f"one of its processes was suspended from outside, or by another: {reason}"
+            monitor.cause = reason
             return
 
 
