@@ -31,7 +31,8 @@ from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_change, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.sandbox.landlock import Landlock
+from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox, self_check
 from orchestrator.lab.slots import Slot
 from orchestrator.repo import Repo
 from orchestrator.session.store import Session
@@ -159,9 +160,11 @@ def test_it_replays_and_its_report_can_be_rebuilt(night):
 class Bench:
     """A runner of a task in a folder of its own, and the logs that it stored."""
 
-    def __init__(self, folder: Path, source: str, files: dict[str, str] | None = None, **task):
+    def __init__(
+        self, folder: Path, source: str, files: dict[str, str] | None = None, place: Path | None = None, **task
+    ):
         self.source, self.logs = source, {}
-        place = ground(folder / "place", {"train.py": source} | (files or {}))
+        place = place or ground(folder / "place", {"train.py": source} | (files or {}))
         self.task = Task(**({"form": "reported", "command": "python train.py", "editable": ["train.py"]} | task))
         repo = Repo(place / "train.py", "night", self.task)
         self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_start())
@@ -336,6 +339,7 @@ pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
 print('METRIC val_bpb=%s' % evaluation.judge(1.5))
 """
+DATA = ("corpus", "corpus.bin", "~/.cache/far")
 FILES = {
     "evaluation.py": "def judge(x):\n    return x\n",
     "out/.gitkeep": "",
@@ -452,9 +456,7 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     editable, protected = ("train.py", "*.py"), ("evaluation.py",)
-    bench = Bench(
-        tmp_path, JUDGED, FILES, data=("corpus", "corpus.bin", "~/.cache/far"), editable=editable, protected=protected
-    )
+    bench = Bench(tmp_path, JUDGED, FILES, data=DATA, editable=editable, protected=protected)
     for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
@@ -481,6 +483,24 @@ async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):
     bench = Bench(tmp_path, "import time; time.sleep(0.5); print('METRIC val_bpb=1')", {"blob": "x" * (64 << 20)})
     limits = replace(LIMITS, reserve=shutil.disk_usage(tmp_path).free - (32 << 20))
     assert (await bench.run(limits=limits)).kind == "scored"
+
+
+@pytest.mark.parametrize("sandbox", [NoSandbox(), Landlock()], ids=lambda sandbox: sandbox.tier)
+async def test_what_a_run_writes_to_its_tmp_is_its_own(tmp_path, sandbox):
+    if sandbox.tier != "none" and (weakness := self_check(sandbox)):
+        pytest.skip(weakness)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "rows").write_text("1")
+    source = "import os; open(os.environ['TMPDIR'] + '/x', 'w'); print('METRIC val_bpb=' + open('tmp/rows').read())"
+    place = ground(tmp_path / "place", {"train.py": source})
+    (place / "tmp").symlink_to(scratch)
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "link")
+    bench = Bench(tmp_path, source, data=["tmp/rows"], place=place)
+    for _ in range(2):
+        assert (await bench.run(sandbox)).kind == "scored"
+    assert [path.name for path in scratch.iterdir()] == ["rows"]
 
 
 async def test_no_run_has_another_interpreter_than_those_before_it(tmp_path):

@@ -94,6 +94,8 @@ class TaskFolder:
             if not self._find_data(name).exists():  # a share or a disk that is away, a .venv that is being made anew
                 raise MachineError(f"{name}, which a run needs, is not there")
         self.repo.extract(self.commit, work, source)
+        if (tmp := work / "tmp").is_symlink():  # as on clusters, to a folder of the user's
+            tmp.unlink()
         here = work / self.repo.prefix
         for name in self.task.data:
             link = work / name[2:] if name.startswith("~/") else here / name

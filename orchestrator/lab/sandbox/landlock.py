@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,7 @@ class Landlock:
             "tell": told,
             "filter": base64.b64encode(seccomp.build_filter(sockets=False, grants=command.calls)).decode(),
         }
-        trusted = command.folder / "tmp/trusted"
-        trusted.mkdir()
+        trusted = Path(tempfile.mkdtemp(dir=command.folder / "tmp"))
         # A folder on the import path must be readable, and that of `prepare` holds more than it.
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
