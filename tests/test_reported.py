@@ -332,6 +332,7 @@ async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, sour
 JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
+assert pathlib.Path('.cache/set/words.txt').read_text() == 'hello'
 assert pathlib.Path('corpus/README').read_text() == 'the newest'
 assert pathlib.Path('corpus/net.py').read_text() == pathlib.Path('corpus.bin').read_text() == 'the newest'
 open('log.csv', 'a').write('a row')
@@ -339,7 +340,7 @@ pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
 print('METRIC val_bpb=%s' % evaluation.judge(1.5))
 """
-DATA = ("corpus", "corpus.bin", "~/.cache/far")
+DATA = ("corpus", "corpus.bin", ".cache/set", "~/.cache/far")
 FILES = {
     "evaluation.py": "def judge(x):\n    return x\n",
     "out/.gitkeep": "",
@@ -348,6 +349,7 @@ FILES = {
     "corpus/net.py": "committed",
     "log.csv": "",
     "corpus.bin": "committed",
+    ".cache/set/.gitkeep": "",
 }
 
 
@@ -457,7 +459,7 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     editable, protected = ("train.py", "*.py"), ("evaluation.py",)
     bench = Bench(tmp_path, JUDGED, FILES, data=DATA, editable=editable, protected=protected)
-    for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
+    for folder in (tmp_path / "place/corpus", tmp_path / "place/.cache/set", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
     for name in ("corpus/README", "corpus/net.py", "corpus.bin"):
