@@ -666,6 +666,25 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
     assert "\n" not in str(caught.value)
 
 
+def test_data_lie_where_a_run_can_have_them(tmp_path):
+    place = ground(tmp_path / "place", {"deep/train.py": "", "rows/a": "", "tmp/a": "", "deep/tmp/a": ""})
+    (tmp_path / "corp").mkdir()
+    for name, says in (
+        ("../rows", ""),
+        ("tmp", ""),
+        (str(tmp_path / "corp"), ""),
+        ("../../corp", "../../corp leads out of the repository: write it from / or ~/ on"),
+        ("../tmp/", "../tmp/ is where a run has files of its own: name what lies in it"),
+    ):
+        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']")
+        if not says:
+            assert find_task(place / "deep/train.py").data == (name,)
+            continue
+        with pytest.raises(UsageError) as caught:
+            find_task(place / "deep/train.py")
+        assert str(caught.value).endswith(f"nightshift.toml: data: {says}")
+
+
 def test_a_link_to_no_file_is_not_taken_for_no_file(tmp_path):
     (tmp_path / "nightshift.toml").symlink_to("elsewhere.toml")
     with pytest.raises(UsageError, match=r"nightshift\.toml is not a file, or a link to none"):
