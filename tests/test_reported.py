@@ -236,6 +236,15 @@ async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
     assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
 
 
+async def test_a_loss_may_be_a_large_sum(tmp_path):
+    source = "print('step 1 (1%) | loss: {}', flush=True); import time; time.sleep(0.5); print('METRIC val_bpb=1')"
+    bench = Bench(tmp_path, source.format("2500000"))
+    limits = replace(set_reported_limits(bench.task), free_disk=1)
+    outcome = await bench.run(limits=limits)
+    assert (outcome.kind, outcome.curve[0].loss) == ("scored", 2_500_000)
+    assert (await bench.run(source=source.format("inf"), limits=limits)).failure == "NaN"
+
+
 @pytest.mark.parametrize(
     ("seed", "source"),
     [

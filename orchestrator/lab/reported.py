@@ -172,9 +172,12 @@ class ReportedRunner(BaseRunner[TaskFolder]):
 
 
 def set_reported_limits(task: Task) -> RunLimits:
-    """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
+    """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints.
+
+    Nor is a large loss, which may be a sum.
+    """
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
-    return RunLimits(wall=wall, quiet=2 * wall)
+    return RunLimits(wall=wall, quiet=2 * wall, loss=ABSURD_NUMBER)
 
 
 def build_runner(
