@@ -561,14 +561,15 @@ def test_the_last_number_of_a_name_counts():
         "100%|##| 5/5METRIC f1=5E-1; done",
         "METRIC loss=0,93",
         "METRIC comma=0.25, next=3",
-        "METRIC end=7,",
+        "METRIC end=6 METRIC end=7, METRIC n=2; took 11.5 ms",
         "METRIC n=1,23",
     ):
         reader.read(row)
     reader.read(f"METRIC long=0.{'1' * 45}e-5")
     assert reader.numbers.pop("long") == pytest.approx(1.1111e-6, rel=1e-4)
     reader.read(f"METRIC long=0.{'1' * 400}e-5")
-    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0}
+    known = {"rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0, "n": 2.0}
+    assert reader.numbers == {"ms": 11.5, **known}
     assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
         find_score(NumberReader(Metric()))
