@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -304,6 +305,14 @@ os.chmod("a/b", 0); os.chmod(".", 0o500)
     outcome = await bench.run(nasty)
     assert outcome.message == "it ended without handing over a model: `evaluate_bpb` does"
     assert Path("/etc/passwd").exists()
+
+
+async def test_a_file_that_has_another_link_keeps_its_permissions(bench):
+    cached = bench.folder / "cached"
+    cached.touch(0o400)
+    outcome = await bench.run(f"import os; os.link('{cached}', 'mine'); os.mkdir('a', 0o500)")
+    assert "without handing over" in outcome.message
+    assert stat.filemode(cached.stat().st_mode) == "-r--------"
 
 
 class Missing:

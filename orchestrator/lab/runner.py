@@ -377,10 +377,15 @@ class Runner(BaseRunner[Scorer]):
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that hostile code has filled, whatever its depth and permissions."""
-    if folder.exists():
-        _run_command("chmod", "-R", "u+rwx", "--", folder)
-        _run_command("rm", "-rf", "--", folder)
+    """Remove a folder that hostile code has filled, whatever its depth and permissions.
+
+    Files keep theirs, since they may have other links, unless a path is too long for `find` to tell of it.
+    """
+    repair = ("find", folder, "-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";")
+    for command in (repair, ("chmod", "-R", "u+rwx", "--", folder)):
+        if folder.exists():
+            _run_command(*command)
+            _run_command("rm", "-rf", "--", folder)
 
 
 def _measure(folder: Path, unit: str = "-k") -> int:
