@@ -490,6 +490,23 @@ async def test_data_that_are_away_are_no_fault_of_the_candidate(tmp_path):
     assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run needs, is not there")
 
 
+async def test_thousands_of_files_may_lie_beside_the_script(tmp_path):
+    if weakness := self_check(Bubblewrap()):
+        pytest.skip(weakness)
+    source = """import os
+assert len(os.listdir()) > 3_200
+assert open('tmp/kept').read() == open('1234').read() == 'x'
+for folder, may in (('.', False), (os.environ['TMPDIR'], True)):
+    try: open(folder + '/made', 'w')
+    except OSError: assert not may
+    else: assert may
+print('METRIC val_bpb=1')"""
+    bench = Bench(tmp_path, source, {f"{number}": "x" for number in range(3_200)} | {"tmp/kept": "x"})
+    outcome = await bench.run(Bubblewrap())
+    assert outcome.kind == "scored", outcome
+    assert (await bench.run(Bubblewrap(), "open('1234', 'w')")).failure == "other", "a protected file"
+
+
 async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):
     bench = Bench(tmp_path, "import time; time.sleep(0.5); print('METRIC val_bpb=1')", {"blob": "x" * (64 << 20)})
     limits = replace(LIMITS, reserve=shutil.disk_usage(tmp_path).free - (32 << 20))
