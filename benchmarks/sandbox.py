@@ -27,7 +27,7 @@ def start(sandbox: Sandbox) -> float:
         )
         subprocess.run(command.argv, env=command.env, cwd=folder, pass_fds=command.fds, check=True)
         took = time.perf_counter() - began
-        for descriptor in command.fds:
+        for descriptor in (*command.fds, *command.reports):
             os.close(descriptor)
     return took
 

@@ -167,11 +167,11 @@ class Repo:
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
-        if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
+        if inside := [f":(top,literal){name}" for name in data if name.split("/")[0] not in {"", ".", ".."}]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
+        if deleted := "".join(f"{name}\0" for name in before.keys() - files.keys()):  # nor are there folders for them
+            self._git("update-index", "--force-remove", "-z", "--stdin", index=index, stdin=deleted)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._drop_filters())
-        for name in before.keys() - files.keys():
-            (here / name).unlink()
         for name, text in files.items():
             path = here / name
             for part in reversed([path, *path.parents][: len(path.relative_to(folder).parts)]):

@@ -106,6 +106,14 @@ def test_it_says_when_there_is_no_such_command():
     assert "No such file" in found["error"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no CPUs to choose")
+def test_it_says_when_it_cannot_do_its_part():
+    options = json.dumps({"fds": [], "limits": {}, "cpus": [4_000]})
+    words = [sys.executable, "-I", "-S", guardian.PROGRAM, options, "true"]
+    done = subprocess.run(words, check=False, capture_output=True)
+    assert "Invalid argument" in json.loads(done.stdout)["error"], done.stderr
+
+
 def test_resources_are_limited():
     look = "import resource; print(resource.getrlimit(resource.RLIMIT_CPU))"
     _, said = report(guarded(sys.executable, "-c", look, cpu=7))

@@ -4,10 +4,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -29,7 +31,8 @@ from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_change, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.sandbox.landlock import Landlock
+from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox, self_check
 from orchestrator.lab.slots import Slot
 from orchestrator.repo import Repo
 from orchestrator.session.store import Session
@@ -157,9 +160,11 @@ def test_it_replays_and_its_report_can_be_rebuilt(night):
 class Bench:
     """A runner of a task in a folder of its own, and the logs that it stored."""
 
-    def __init__(self, folder: Path, source: str, files: dict[str, str] | None = None, **task):
+    def __init__(
+        self, folder: Path, source: str, files: dict[str, str] | None = None, place: Path | None = None, **task
+    ):
         self.source, self.logs = source, {}
-        place = ground(folder / "place", {"train.py": source} | (files or {}))
+        place = place or ground(folder / "place", {"train.py": source} | (files or {}))
         self.task = Task(**({"form": "reported", "command": "python train.py", "editable": ["train.py"]} | task))
         repo = Repo(place / "train.py", "night", self.task)
         self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_start())
@@ -229,6 +234,15 @@ async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
     assert (limits.wall, set_reported_limits(Task()).wall) == (1.5, 600)
     outcome = await Bench(tmp_path, "import time; time.sleep(60)").run(limits=limits)
     assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
+
+
+async def test_a_loss_may_be_a_large_sum(tmp_path):
+    source = "print('step 1 (1%) | loss: {}', flush=True); import time; time.sleep(0.5); print('METRIC val_bpb=1')"
+    bench = Bench(tmp_path, source.format("2500000"))
+    limits = replace(set_reported_limits(bench.task), free_disk=1)
+    outcome = await bench.run(limits=limits)
+    assert (outcome.kind, outcome.curve[0].loss) == ("scored", 2_500_000)
+    assert (await bench.run(source=source.format("inf"), limits=limits)).failure == "NaN"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +341,7 @@ async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, sour
 JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
+assert pathlib.Path('.cache/set/words.txt').read_text() == 'hello'
 assert pathlib.Path('corpus/README').read_text() == 'the newest'
 assert pathlib.Path('corpus/net.py').read_text() == pathlib.Path('corpus.bin').read_text() == 'the newest'
 open('log.csv', 'a').write('a row')
@@ -334,6 +349,7 @@ pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
 print('METRIC val_bpb=%s' % evaluation.judge(1.5))
 """
+DATA = ("corpus", "corpus.bin", ".cache/set", "~/.cache/far")
 FILES = {
     "evaluation.py": "def judge(x):\n    return x\n",
     "out/.gitkeep": "",
@@ -342,6 +358,7 @@ FILES = {
     "corpus/net.py": "committed",
     "log.csv": "",
     "corpus.bin": "committed",
+    ".cache/set/.gitkeep": "",
 }
 
 
@@ -450,10 +467,8 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     editable, protected = ("train.py", "*.py"), ("evaluation.py",)
-    bench = Bench(
-        tmp_path, JUDGED, FILES, data=("corpus", "corpus.bin", "~/.cache/far"), editable=editable, protected=protected
-    )
-    for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
+    bench = Bench(tmp_path, JUDGED, FILES, data=DATA, editable=editable, protected=protected)
+    for folder in (tmp_path / "place/corpus", tmp_path / "place/.cache/set", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
     for name in ("corpus/README", "corpus/net.py", "corpus.bin"):
@@ -462,6 +477,70 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     outcome = await bench.run(sandbox)
     assert outcome.kind == "scored", bench.logs[outcome.log]
     assert outcome.val_bpb == 1.5
+
+
+async def test_data_that_are_away_are_no_fault_of_the_candidate(tmp_path):
+    bench = Bench(tmp_path, "print('METRIC val_bpb=' + open('share/x').read())", data=["share"])
+    (tmp_path / "place/share").mkdir()
+    (tmp_path / "place/share/x").write_text("1")
+    assert (await bench.run()).val_bpb == 1
+
+    (tmp_path / "place/share").rename(tmp_path / "away")
+    outcome = await bench.run()
+    assert (outcome.kind, outcome.reason) == ("aborted", "share, which a run needs, is not there")
+
+
+async def test_thousands_of_files_may_lie_beside_the_script(tmp_path):
+    if weakness := self_check(Bubblewrap()):
+        pytest.skip(weakness)
+    source = """import os
+assert len(os.listdir()) > 3_200
+assert open('tmp/kept').read() == open('1234').read() == 'x'
+for folder, may in (('.', False), (os.environ['TMPDIR'], True)):
+    try: open(folder + '/made', 'w')
+    except OSError: assert not may
+    else: assert may
+print('METRIC val_bpb=1')"""
+    bench = Bench(tmp_path, source, {f"{number}": "x" for number in range(3_200)} | {"tmp/kept": "x"})
+    outcome = await bench.run(Bubblewrap())
+    assert outcome.kind == "scored", outcome
+    assert (await bench.run(Bubblewrap(), "open('1234', 'w')")).failure == "other", "a protected file"
+
+
+async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):
+    bench = Bench(tmp_path, "import time; time.sleep(0.5); print('METRIC val_bpb=1')", {"blob": "x" * (64 << 20)})
+    limits = replace(LIMITS, reserve=shutil.disk_usage(tmp_path).free - (32 << 20))
+    assert (await bench.run(limits=limits)).kind == "scored"
+
+
+@pytest.mark.parametrize("sandbox", [NoSandbox(), Landlock()], ids=lambda sandbox: sandbox.tier)
+async def test_what_a_run_writes_to_its_tmp_is_its_own(tmp_path, sandbox):
+    if sandbox.tier != "none" and (weakness := self_check(sandbox)):
+        pytest.skip(weakness)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "rows").write_text("1")
+    source = "import os; open(os.environ['TMPDIR'] + '/x', 'w'); print('METRIC val_bpb=' + open('tmp/rows').read())"
+    place = ground(tmp_path / "place", {"train.py": source})
+    (place / "tmp").symlink_to(scratch)
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "link")
+    bench = Bench(tmp_path, source, data=["tmp/rows"], place=place)
+    for _ in range(2):
+        assert (await bench.run(sandbox)).kind == "scored"
+    assert [path.name for path in scratch.iterdir()] == ["rows"]
+
+
+async def test_no_run_has_another_interpreter_than_those_before_it(tmp_path):
+    bench = Bench(tmp_path, "print('METRIC val_bpb=1')", {".gitignore": ".venv/"})
+    python = tmp_path / "place/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    bench.scorer = TaskFolder(bench.task, bench.scorer.repo, bench.scorer.commit)
+    python.unlink()
+    outcome = await bench.run()
+    assert outcome.kind == "aborted", "else it would be scored"
+    assert outcome.reason == ".venv/bin/python, which a run needs, is not there"
 
 
 async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
@@ -499,11 +578,15 @@ def test_the_last_number_of_a_name_counts():
         "100%|##| 5/5METRIC f1=5E-1; done",
         "METRIC loss=0,93",
         "METRIC comma=0.25, next=3",
-        "METRIC end=7,",
+        "METRIC end=6 METRIC end=7, METRIC n=2; took 11.5 ms",
         "METRIC n=1,23",
     ):
         reader.read(row)
-    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0}
+    reader.read(f"METRIC long=0.{'1' * 45}e-5")
+    assert reader.numbers.pop("long") == pytest.approx(1.1111e-6, rel=1e-4)
+    reader.read(f"METRIC long=0.{'1' * 400}e-5")
+    known = {"rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0, "n": 2.0}
+    assert reader.numbers == {"ms": 11.5, **known}
     assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
         find_score(NumberReader(Metric()))
@@ -608,6 +691,25 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
     assert says in str(caught.value)
     assert "nightshift.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_data_lie_where_a_run_can_have_them(tmp_path):
+    place = ground(tmp_path / "place", {"deep/train.py": "", "rows/a": "", "tmp/a": "", "deep/tmp/a": ""})
+    (tmp_path / "corp").mkdir()
+    for name, says in (
+        ("../rows", ""),
+        ("tmp", ""),
+        (str(tmp_path / "corp"), ""),
+        ("../../corp", "../../corp leads out of the repository: write it from / or ~/ on"),
+        ("../tmp/", "../tmp/ is where a run has files of its own: name what lies in it"),
+    ):
+        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']")
+        if not says:
+            assert find_task(place / "deep/train.py").data == (name,)
+            continue
+        with pytest.raises(UsageError) as caught:
+            find_task(place / "deep/train.py")
+        assert str(caught.value).endswith(f"nightshift.toml: data: {says}")
 
 
 def test_a_link_to_no_file_is_not_taken_for_no_file(tmp_path):

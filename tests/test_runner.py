@@ -1,9 +1,11 @@
 """One run at a time with real processes: scores, every kind of failure, limits, and what the code may see."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +21,8 @@ from orchestrator.lab import guardian
 from orchestrator.lab.monitor import STANDSTILL, RunLimits
 from orchestrator.lab.runner import MAX_EXCUSES, Attempt, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
+from orchestrator.lab.sandbox.landlock import Landlock
+from orchestrator.lab.sandbox.select import TIERS, self_check
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, hold_slot
 from orchestrator.policy.evaluation_plan import describe_runs
@@ -303,6 +307,14 @@ os.chmod("a/b", 0); os.chmod(".", 0o500)
     assert Path("/etc/passwd").exists()
 
 
+async def test_a_file_that_has_another_link_keeps_its_permissions(bench):
+    cached = bench.folder / "cached"
+    cached.touch(0o400)
+    outcome = await bench.run(f"import os; os.link('{cached}', 'mine'); os.mkdir('a', 0o500)")
+    assert "without handing over" in outcome.message
+    assert stat.filemode(cached.stat().st_mode) == "-r--------"
+
+
 class Missing:
     """A sandbox whose program is not there."""
 
@@ -320,6 +332,16 @@ class Wrapped:
     def wrap(self, command):
         assert isinstance(command, Command)
         return replace(command, argv=("nice", *command.argv), env={**command.env, "INSIDE": "1"})
+
+
+class Broken(Landlock):
+    """Landlock whose filter the kernel refuses."""
+
+    def wrap(self, command):
+        wrapped = super().wrap(command)
+        at, options = next((at, json.loads(word)) for at, word in enumerate(wrapped.argv) if word.startswith("{"))
+        words = json.dumps(options | {"filter": "AAAA"})
+        return replace(wrapped, argv=(*wrapped.argv[:at], words, *wrapped.argv[at + 1 :]))
 
 
 async def test_a_sandbox_wraps_the_command(bench):
@@ -340,6 +362,25 @@ async def test_trouble_with_the_machine_is_not_the_candidates(bench):
     ):
         assert isinstance(outcome, Aborted)
         assert words in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "landlock"])
+async def test_a_sandbox_that_cannot_start_a_run_is_not_the_candidates_fault(bench, monkeypatch, name):
+    """What the candidate prints itself is: it has begun."""
+    sandbox, says = {tier.tier: tier for tier in TIERS}[name], "Creating new namespace failed"
+    if weakness := self_check(sandbox):
+        pytest.skip(weakness)
+    own = await bench.run(f"raise SystemExit('{says}')", sandbox=sandbox)
+    assert (own.kind, own.message) == ("crashed", says)
+
+    (bench.folder / "bin").mkdir()
+    (bench.folder / "bin/bwrap").write_text(f"#!/bin/sh\necho '{says}' >&2; exit 1")
+    (bench.folder / "bin/bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bench.folder}/bin{os.pathsep}{os.environ['PATH']}")
+    cannot = {"bubblewrap": sandbox, "landlock": Broken()}[name]
+    outcomes = [await bench.runner(cannot).run(GRANTED, HONEST) for _ in range(MAX_EXCUSES + 1)]
+    assert {outcome.kind for outcome in outcomes} == {"aborted"}
+    assert outcomes[-1].reason.startswith("the sandbox could not start the run: ")
 
 
 WAITING = """
@@ -383,6 +424,14 @@ async def test_a_run_that_is_suspended_from_outside_is_no_hang_of_the_candidate(
     outcome = await signal_when_there(bench, "trainer", runner, signal.SIGSTOP, silent)
     assert isinstance(outcome, Aborted)
     assert "suspended from outside" in outcome.reason
+
+
+async def test_a_run_that_suspends_a_process_of_its_own_is_told_why_it_was_ended(bench):
+    sleeper = "import os, subprocess, time; os.kill(subprocess.Popen(['sleep', '600']).pid, 19); time.sleep(600)"
+    runner = bench.runner(wall=1.0)
+    *excused, last = [await runner.run(GRANTED, sleeper) for _ in range(MAX_EXCUSES + 1)]
+    assert {outcome.kind for outcome in excused} == {"aborted"}
+    assert (last.kind, last.failure, last.message) == ("crashed", "timeout", "it was not done after 1 s")
 
 
 @pytest.mark.parametrize(
@@ -487,6 +536,23 @@ async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
         if filled.failure == "disk full":
             break
     assert (filled.failure, filled.message) == ("disk full", "it filled the disk")
+
+
+async def test_a_disk_that_others_fill_while_it_runs_is_no_failure_of_the_candidate(bench):
+    small = f"import time; open('big', 'wb').write(bytes(32 << 20)); open('there', 'w')\n{WAITING}"
+    for _ in range(4):  # others write to this disk and free it meanwhile
+        reserve = shutil.disk_usage(bench.folder).free - (144 << 20)
+        running = asyncio.create_task(bench.runner(reserve=reserve, wall=20.0).run(GRANTED, small))
+        while not (bench.folder / "runs/7-2/work/there").exists():
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.01)
+        (bench.folder / "other").write_bytes(bytes(128 << 20))
+        outcome = await running
+        (bench.folder / "other").unlink()
+        if "disk" in f"{outcome}":
+            break
+    assert isinstance(outcome, Aborted)
+    assert "its own files take 32 MB (it filled the disk)" in outcome.reason
 
 
 async def test_a_folder_is_not_measured_without_end_on_a_disk_that_is_nearly_full(bench, monkeypatch):

@@ -246,7 +246,8 @@ def test_thousands_of_files_fit_into_a_command(tmp_path, folders):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}").touch()
     command = Bubblewrap().wrap(Command(("true",), {}, tmp_path, (), protected=[tmp_path / "0/deeper/0"]))
-    os.close(command.fds[-1])
+    for descriptor in (*command.fds, *command.reports):
+        os.close(descriptor)
     assert len(command.argv) < 9_000
     assert {str(tmp_path / f"{number}") for number in range(folders)} <= {*command.argv}
 

@@ -203,6 +203,19 @@ def test_a_commit_has_all_changed_files_and_the_run_sees_them(tmp_path):
     assert repo.list_changed() == ["deep/helper.py"]
 
 
+def test_a_file_may_lie_where_a_folder_was_and_a_folder_where_a_file_was(tmp_path):
+    task = Task(form="reported", editable=("train.py", "m*", "n*"))
+    place = ground(tmp_path / "place", {f"deep/{name}": "" for name in ("train.py", "m/a/x.py", "n", "other")})
+    repo, files = Repo(place / "deep/train.py", "may", task), {"train.py": "1", "m": "2", "n/b": "3"}
+    commit = repo.commit(1, repo.get_start(), join_files(files), "candidate")
+    assert split_files(repo.read_source(commit)) == files
+    for some, folders in ((files, ["n"]), ({"train.py": "1"}, [])):
+        work = tmp_path / f"{len(some)}"
+        repo.extract(repo.get_start(), work, join_files(some))
+        there = {path.relative_to(work / "deep").as_posix() for path in (work / "deep").rglob("*")}
+        assert there == {*some, *folders, "other"}
+
+
 def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     place = ground(tmp_path / "place", FILES)
     repo, outside = Repo(place / "train.py", "may", TASK), tmp_path / "outside"

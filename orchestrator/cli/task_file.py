@@ -1,6 +1,7 @@
 """Read nightshift.toml, and find out how a script's runs are scored: examined, or reported by the script itself."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -37,6 +38,8 @@ def find_task(script: Path) -> Task:
     for name in data:
         if not (folder / resolve_home(name)).exists():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
+        if not name.startswith(("~/", "/")) and (why := _find_misplacement(folder.resolve(), name)):
+            raise UsageError(f"{folder / NAME}: data: {name} {why}")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
@@ -46,10 +49,19 @@ def find_main(script: Path, given: Task) -> str:
     """Return the name of the script that a run starts: that, or what nightshift.toml names. Raises UsageError."""
     if not given.named or script.name in given.named:
         return script.name
-    if script.name != Paths.script.name:
+    if script.name not in (Paths.script.name, *shlex.split(given.command)):
         words = f"names {given.named[0]}, not {script.name}: add it to editable, or leave out --script"
         raise UsageError(f"{script.parent / NAME} {words}")
     return given.named[0]
+
+
+def _find_misplacement(folder: Path, name: str) -> str:
+    """Return why no run can have this data by its path in the folder of the script; empty if one can."""
+    top = next((at for at in (folder, *folder.parents) if (at / ".git").exists()), folder)
+    path = os.path.relpath(folder / name, top)
+    if path.split("/")[0] == "..":
+        return "leads out of the repository: write it from / or ~/ on"
+    return "is where a run has files of its own: name what lies in it" * (path == "tmp")
 
 
 def read_task(script: Path) -> Task:

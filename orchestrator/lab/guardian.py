@@ -41,21 +41,21 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # a suspended guardian has work to do then
         ctypes.CDLL(None).syscall(KEYCTL.get(os.uname().machine, -1), JOIN_SESSION_KEYRING, None)
-    if options.get("cpus"):
-        os.sched_setaffinity(0, options["cpus"])
-    for name, value in options["limits"].items():
-        which = getattr(resource, f"RLIMIT_{name}")
-        _, hard = resource.getrlimit(which)
-        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (limit, limit))  # the hard one, too, up to which the command could raise the other
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A handler, since an ignored signal would stay ignored in the command.
-        signal.signal(number, lambda _number, _frame: None)
     try:
+        if options.get("cpus"):
+            os.sched_setaffinity(0, options["cpus"])
+        for name, value in options["limits"].items():
+            which = getattr(resource, f"RLIMIT_{name}")
+            _, hard = resource.getrlimit(which)
+            limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (limit, limit))  # the hard one, too, up to which the command could raise it
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # A handler, since an ignored signal would stay ignored in the command.
+            signal.signal(number, lambda _number, _frame: None)
         child = subprocess.Popen(
             sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, stderr=2, pass_fds=options["fds"], process_group=0
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         _report(error=str(error))
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

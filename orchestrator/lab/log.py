@@ -25,8 +25,8 @@ PATIENCE, USUAL = 1.0, 0.001
 each."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40})")
-_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+([^\s%]{1,40})%?")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,400})(?![^\s;%])")  # all of it, or no exponent
+_SUMMARY = re.compile(r"^([\w./-]{1,40}):\s+([^\s%]{1,400})%?$")
 _GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
 
 
@@ -71,16 +71,18 @@ class NumberReader:
             self.fault = f"the pattern of metric: {error}"
 
     def read(self, row: str) -> None:
-        """Read a line: `METRIC name=number` in it, `name: number` below a line of `---`, or what the pattern finds."""
+        """Read each `METRIC name=number` of a line, or `name: number` below a line of `---`, and the pattern's."""
         self.in_summary = self.in_summary or row == "---"
-        found = _REPORT.search(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
-        pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
-        if self.pattern and (match := self._search(row)):
-            pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
-        if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
-            with suppress(ValueError):
-                text = pair[1].strip(" ,%")
-                self.numbers[pair[0]] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
+        pairs = _REPORT.findall(row) or (_SUMMARY.findall(row) if self.in_summary else [])
+        if self.pattern:
+            pairs = [pair for pair in pairs if pair[0] != self.metric.name]
+            if match := self._search(row):
+                pairs.append((self.metric.name, match[min(1, self.pattern.groups)] or ""))
+        for name, number in pairs:
+            if len(self.numbers) < MAX_NUMBERS or name in {*self.numbers, self.metric.name}:
+                with suppress(ValueError):
+                    text = number.strip(" ,%")
+                    self.numbers[name] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
 
     def _search(self, row: str) -> Any:
         """Return what the pattern finds; None once it has taken too long, which is a `fault`."""

@@ -48,6 +48,7 @@ class RunLimits:
     file: int = 4 << 30  # bytes of the largest file
     files: int = 20_000  # files for which a run must leave room on the disk
     processes: int = 2_000  # more concurrent processes than any data loader needs
+    loss: float = ABSURD_LOSS  # larger ones end a run
     memory: int | None = None
     """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
@@ -234,7 +235,7 @@ class RunMonitor:
     def _follow(self, step: ProgressLine) -> None:
         self.pause = max(self.pause, self.last_output_at - self.last_step_at) if self.last else 0.0
         self.last, self.last_step_at = step, self.last_output_at
-        if not abs(step.loss) <= ABSURD_LOSS:
+        if not abs(step.loss) <= self.limits.loss:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         self.uncounted = self.uncounted if step.progress or any(self.points) else self.train_seconds

@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import Fault, MachineError
+from orchestrator.lab.failures import Fault, MachineError, find_message
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.sandbox.confine import BEGUN
 
 TICK = 0.1  # seconds between two checks of a run
 DRAIN = WAKE = 5.0
@@ -35,7 +36,8 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     Closes the command's descriptors. Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
-    with os.fdopen(output, "rb", buffering=0) as pipe:
+    with os.fdopen(output, "rb", buffering=0) as pipe, ExitStack() as ours:
+        reports = [ours.enter_context(os.fdopen(descriptor, "rb")) for descriptor in command.reports]
         with ExitStack() as theirs:
             for descriptor in (printed, *command.fds):
                 theirs.callback(os.close, descriptor)
@@ -58,14 +60,16 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
             # The guardian kills everything when its input closes; a second cancellation must not interrupt that.
             process.stdin.close()
             await asyncio.shield(_clean_up(process, tag))
-    report = json.loads(await process.stdout.read() or b"{}")
-    if "error" in report:
-        raise MachineError(f"the run could not be started: {report['error']}")
-    if left := left or report.get("left", 0):
-        raise MachineError(f"{left} processes of the run cannot be killed")
-    monitor.status, monitor.peak_mb = report.get("status"), report.get("peak_mb", 0.0)
-    monitor.total_cpu = report.get("cpu", 0.0)
-    monitor.feed(b"", last=True)
+        report = json.loads(await process.stdout.read() or b"{}")
+        if "error" in report:
+            raise MachineError(f"the run could not be started: {report['error']}")
+        if left := left or report.get("left", 0):
+            raise MachineError(f"{left} processes of the run cannot be killed")
+        monitor.status, monitor.peak_mb = report.get("status"), report.get("peak_mb", 0.0)
+        monitor.total_cpu = report.get("cpu", 0.0)
+        monitor.feed(b"", last=True)
+        if monitor.status and monitor.status > 0 and not all(BEGUN in file.read() for file in reports):
+            raise MachineError(f"the sandbox could not start the run: {find_message(monitor.transcript.log)}")
 
 
 async def _read_all(pipe: RawIOBase, monitor: RunMonitor) -> None:
@@ -117,7 +121,9 @@ async def _attend(process: Process, monitor: RunMonitor) -> None:
         if not reason and len(psutil.pids()) - before > limit and len(monitor.list_processes()) > limit:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
-            monitor.cause = monitor.cause or (None if any(map(_is_suspended, monitor.list_processes())) else reason)
+            if not monitor.cause and isinstance(reason, Fault) and any(map(_is_suspended, monitor.list_processes())):
+                reason.excuse = f"one of its processes was suspended from outside, or by another: {reason}"
+            monitor.cause = reason
             return
 
 

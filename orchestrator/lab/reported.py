@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from itertools import chain
@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
-from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
+from orchestrator.lab.failures import MAX_MESSAGE, Fault, MachineError, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import ABSURD_NUMBER, RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
@@ -70,17 +70,32 @@ def find_change(before: Mapping[Path, tuple[int, str]]) -> Path | None:
     return next(chain(resized, (path for path, facts in before.items() if not is_same(path, *facts))), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskFolder:
     """What a run of a task sees: the tree of a commit, the folders of its data, the environment of its command."""
 
     task: Task
     repo: Repo
     commit: str
+    python: Path = field(init=False)
+    """The interpreter of the .venv beside the script, or above it in the repository, else our own: found once, since
+    a run by another one would be scored like any."""
+
+    def __post_init__(self) -> None:
+        found = (home / ".venv/bin/python" for home in self._homes)
+        self.python = next((path for path in found if path.exists()), Path(sys.executable))
 
     def lay_out(self, work: Path, source: str) -> dict[Path, tuple[int, str]]:
-        """Fill the folder of a run; return size and digest of what it may not change. Raises RepoError, OSError."""
+        """Fill the folder of a run; return size and digest of what it may not change.
+
+        Raises RepoError, MachineError, OSError.
+        """
+        for name in (os.path.relpath(self.python, self.repo.folder), *self.task.data):
+            if not self._find_data(name).exists():  # a share or a disk that is away, a .venv that is being made anew
+                raise MachineError(f"{name}, which a run needs, is not there")
         self.repo.extract(self.commit, work, source)
+        if (tmp := work / "tmp").is_symlink():  # as on clusters, to a folder of the user's
+            tmp.unlink()
         here = work / self.repo.prefix
         for name in self.task.data:
             link = work / name[2:] if name.startswith("~/") else here / name
@@ -94,7 +109,7 @@ class TaskFolder:
 
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
-        task, env, python = self.task, slot.make_env(work), self.find_python()
+        task, env, python = self.task, slot.make_env(work), self.python
         shown = [self._find_data(name) for name in task.data]
         if (venv := python.parent.parent).parent in self._homes:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
@@ -110,11 +125,6 @@ class TaskFolder:
         script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command.strip() + given]
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
-
-    def find_python(self) -> Path:
-        """Return the interpreter of the .venv beside the script, or above it in the repository, else our own."""
-        found = (home / ".venv/bin/python" for home in self._homes)
-        return next((path for path in found if path.exists()), Path(sys.executable))
 
     @property
     def _homes(self) -> Sequence[Path]:
@@ -140,7 +150,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         try:
             return await self._run_command(run)
         except Fault as fault:
-            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
+            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.python)
             if not run.granted.experiment and (remedy := find_remedy(*parts)):
                 fault.message = f"{shorten(fault.message.rstrip('.'), MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
             raise
@@ -162,9 +172,12 @@ class ReportedRunner(BaseRunner[TaskFolder]):
 
 
 def set_reported_limits(task: Task) -> RunLimits:
-    """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
+    """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints.
+
+    Nor is a large loss, which may be a sum.
+    """
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
-    return RunLimits(wall=wall, quiet=2 * wall)
+    return RunLimits(wall=wall, quiet=2 * wall, loss=ABSURD_NUMBER)
 
 
 def build_runner(

@@ -67,6 +67,8 @@ class Attempt:
     monitor: RunMonitor = field(init=False)
     server: TrainingServer = field(init=False)  # of an examined run, with the model that it has handed over
     result: ev.RunResult = field(init=False)
+    free: int = 0  # bytes of disk that were free when it began
+    laid: dict[str, int] = field(default_factory=dict[str, int])  # what its folder measured then, by unit
     measure_at: float = 0.0  # time of the monotonic clock from which on its folder may be measured again
     has_shown: bool = False  # whether a process that evaluates its model was sent rows
 
@@ -89,16 +91,22 @@ class Attempt:
 
     def check_ending(self, budget: float) -> None:
         """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
-        self.monitor.check_ending()
-        if status := self.monitor.status:
-            fault = classify_failure(status, self.log)
+        try:
+            self.monitor.check_ending()
+            if status := self.monitor.status:
+                raise classify_failure(status, self.log)
+        except Fault as fault:
             if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
-                disk = _measure(self.folder) << 10
-                excuse = f"the disk is full, and its own files take {disk >> 20} MB ({fault.message})"
-                fault.excuse = excuse * (disk < self.monitor.limits.reserve)
-            raise fault
+                own, gone = self.measure_growth() << 10, self.free - shutil.disk_usage(self.folder).free
+                is_small = 2 * own < gone if self.monitor.cause else own < self.monitor.limits.reserve
+                fault.excuse = f"the disk is full, and its own files take {own >> 20} MB ({fault.message})" * is_small
+            raise
         if (suspended := self.monitor.suspended) > (WALL_SLACK - 1) * budget:
             raise MachineError(f"this process was suspended for {suspended:.0f} s, so the training may have lost time")
+
+    def measure_growth(self, unit: str = "-k") -> int:
+        """Return what its folder measures beyond what was laid out there."""
+        return _measure(self.folder, unit) - self.laid.get(unit, 0)
 
 
 @dataclass
@@ -184,6 +192,8 @@ class BaseRunner(ABC, Generic[S]):
 
     async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
         """Run the command to its end in the sandbox."""
+        run.laid = {unit: await asyncio.to_thread(_measure, run.folder, unit) for unit in ("-k", "--inodes")}
+        run.free = shutil.disk_usage(run.folder).free
         await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
         self._save_result(run)
 
@@ -219,8 +229,8 @@ class BaseRunner(ABC, Generic[S]):
         room, files = disk.f_bavail * disk.f_frsize, disk.f_favail
         if began < run.measure_at:
             return False
-        found = room < limits.reserve <= room + (_measure(run.folder) << 10)
-        found = found or 0 < files < limits.files <= files + _measure(run.folder, "--inodes")  # 0: it counts none
+        found = room < limits.reserve <= room + (run.measure_growth() << 10)
+        found = found or 0 < files < limits.files <= files + run.measure_growth("--inodes")  # 0: it counts none
         run.measure_at = began + REST * (time.monotonic() - began)
         return found
 
@@ -367,10 +377,15 @@ class Runner(BaseRunner[Scorer]):
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that hostile code has filled, whatever its depth and permissions."""
-    if folder.exists():
-        _run_command("chmod", "-R", "u+rwx", "--", folder)
-        _run_command("rm", "-rf", "--", folder)
+    """Remove a folder that hostile code has filled, whatever its depth and permissions.
+
+    Files keep theirs, since they may have other links, unless a path is too long for `find` to tell of it.
+    """
+    repair = ("find", folder, "-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";")
+    for command in (repair, ("chmod", "-R", "u+rwx", "--", folder)):
+        if folder.exists():
+            _run_command(*command)
+            _run_command("rm", "-rf", "--", folder)
 
 
 def _measure(folder: Path, unit: str = "-k") -> int:

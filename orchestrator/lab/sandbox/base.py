@@ -61,6 +61,8 @@ class Command:
     """Folders within the readable ones that it may not read."""
     protected: Collection[Path] | None = None
     """Files in its folder that it may not change; None for all that are there before it starts."""
+    reports: tuple[int, ...] = ()
+    """Where a launcher says confine.BEGUN once it has become this program, which does not inherit it."""
 
     @property
     def calls(self) -> seccomp.Grants:
@@ -96,7 +98,7 @@ class Sandbox(Protocol):
     tier: str
 
     def wrap(self, command: Command) -> Command:
-        """Return the command, confined. The caller closes any descriptors added to `fds`."""
+        """Return the command, confined. The caller closes `reports`, and what is added to `fds`."""
         ...
 
 

@@ -31,23 +31,29 @@ class Bubblewrap:
         code, writable = os.pipe()
         os.write(writable, instructions)
         os.close(writable)
+        report, told = os.pipe()
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        argv += ["--json-status-fd", str(told)]
         argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own
-        for place in command.list_readable():
-            argv += _bind(place, command.hidden)
+        for path in command.list_readable():
+            argv += _bind(path, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
-        argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
+        argv += ["--remount-ro", "/dev"]
+        place, tmp = str(command.folder), command.folder / "tmp"
         kept = command.protected and {at for path in command.protected for at in (path, *path.parents)}
         many = MANY
         while len(laid := [*self._lay(command.folder, kept, many)]) > MOST_WORDS and many > 1:
             many //= 2
-        argv += laid
-        argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
-        return replace(command, argv=tuple(argv), fds=(*command.fds, code))
+        if len(laid) > MOST_WORDS:  # too much lies side by side: it is bound as a whole, except its `tmp`
+            argv += ["--ro-bind", place, place, *self.tmpfs, str(tmp), *self._lay(tmp, kept, many)]
+        else:
+            argv += [*self.tmpfs, place, *laid]
+        argv += ["--remount-ro", "/", "--chdir", place, "--", *command.argv]
+        return replace(command, argv=tuple(argv), fds=(*command.fds, code, told), reports=(report,))
 
     def _lay(self, folder: Path, kept: Collection[Path] | None, many: int) -> Iterator[str]:
         """Yield what binds the files that were laid out, read-only if `kept`, in folders that can be written to.

@@ -1,8 +1,8 @@
 """Confine this process by Landlock and seccomp, then become the command. Needs no privilege.
 
 Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the paths to `read`, those below them to
-`hide`, the paths to `write`, the devices to `use`, and the seccomp `filter` in base64. If any step fails, the process
-exits before the command starts.
+`hide`, the paths to `write`, the devices to `use`, the seccomp `filter` in base64, and where to `tell` that it begins.
+If any step fails, the process exits before the command starts.
 """
 
 import base64
@@ -26,6 +26,7 @@ FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 ALL_RIGHTS = (1 << 16) - 1
 TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
+BEGUN = b"exit-code"  # what bwrap tells of no command that it has not begun
 REQUIRED_ABI = 6  # first Landlock version that restricts signals, as of Linux 6.12
 
 
@@ -36,6 +37,8 @@ def main() -> None:
     _check_call(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     _restrict_files(options["read"], options["hide"], options["write"], options["use"])
     _filter_calls(base64.b64decode(options["filter"]))
+    os.write(options["tell"], BEGUN)
+    os.close(options["tell"])
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - becoming the command is the point
 
 

@@ -5,7 +5,9 @@ A program sees the names in the machine's file tree, but may open only a few pat
 
 import base64
 import json
+import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ class Landlock:
 
     def wrap(self, command: Command) -> Command:
         shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
+        report, told = os.pipe()
         # CUDA names its threads in /proc/self.
         write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
         options = {
@@ -32,14 +35,15 @@ class Landlock:
             "hide": sorted(map(str, command.hidden)),
             "write": write[command.calls],
             "use": [*DEVICES, *command.nodes],
+            "tell": told,
             "filter": base64.b64encode(seccomp.build_filter(sockets=False, grants=command.calls)).decode(),
         }
-        trusted = command.folder / "tmp/trusted"
-        trusted.mkdir()
+        trusted = Path(tempfile.mkdtemp(dir=command.folder / "tmp"))
         # A folder on the import path must be readable, and that of `prepare` holds more than it.
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
         # Otherwise torch compiles in a pool of processes, whose locks need shared memory.
         path = {"PYTHONPATH": str(trusted)} if "PYTHONPATH" in command.env else {}
         env = {**command.env, **path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        return replace(command, argv=(*launcher, *command.argv), env=env)
+        words, fds = (*launcher, *command.argv), (*command.fds, told)
+        return replace(command, argv=words, env=env, fds=fds, reports=(report,))

@@ -85,7 +85,7 @@ def _run_probe(command: Command, given: int) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it does not start ({type(error).__name__})"
     finally:
-        for descriptor in {*command.fds} - {given}:
+        for descriptor in {*command.fds, *command.reports} - {given}:
             os.close(descriptor)
     if done.returncode:
         last_line = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
