@@ -24,6 +24,7 @@ from orchestrator.optimizer.search import (
 from orchestrator.optimizer.space import explain_unsearchable, is_within, list_tunable, take_step
 from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
+from orchestrator.policy.thresholds import KEEP_RULE
 from prepare.constants import Choices, Constant, Numbers, list_searchable
 from subagents.agent import NoAnswer
 from tests.hunting import try_examples
@@ -422,3 +423,11 @@ def test_the_constants_of_many_parents_are_read_once_each():
     for source in (*sources, *sources):
         assert list_tunable(source)
     assert list_tunable.cache_info().misses == before + len(sources)
+
+
+def test_many_slots_get_no_proposal_twice(tmp_path):
+    session = night(tmp_path / "s" / "session.db", slots=32, experiments=32, rule=KEEP_RULE)
+
+    assert "refused" not in {result.status for result in session.state.results}
+    trained = [result.commit.fingerprint for result in session.state.results if result.scores]
+    assert len({*trained}) == len(trained) > 20

@@ -314,6 +314,11 @@ class State:
         return tuple(slot for slot in range(self.session.slots) if slot not in self.sick)
 
     @property
+    def is_automatic(self) -> bool:
+        """Whether the optimizer alone proposes."""
+        return bool(self.fallback) or self.session.crew == "optuna"
+
+    @property
     def usd(self) -> float:
         return sum(usage.usd for usage in self.usage.values())
 
