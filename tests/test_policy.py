@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
-from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State, fold
+from orchestrator.core.state import (
+    BASELINE,
+    Broken,
+    Candidate,
+    Decided,
+    Incumbent,
+    PooledVariance,
+    State,
+    Training,
+    fold,
+)
 from orchestrator.policy import (
     belief,
     certification,
@@ -112,6 +122,28 @@ def test_a_session_that_recorded_no_rule_keeps_the_one_that_it_had():
     old = ev.Started.model_validate(STATE.session.model_dump(exclude={"rule"}))
     assert old.rule == ev.KeepRule()
     assert belief.learn_outlook((), 480, old.rule).explain() == "0.70"
+
+
+@pytest.mark.parametrize("further", [Candidate, Training, Decided])
+def test_of_twins_the_one_that_was_proposed_first_or_has_begun_is_trained(further):
+    """Requests side by side: #9 was proposed before #2, or after it, and has begun."""
+    made = {n: MADE.model_copy(update={"experiment": n, "source": "x"}) for n in (2, 9)}
+    idea = BASELINE.model_copy(update={"settings": {"LR": 0.1}})
+    late, early = Candidate(idea, made[2]), Candidate(idea, made[9])
+    granted = ev.Granted(experiment=9, run=1, slot=0, seed=1)
+    verdict = ev.Discarded(**NUMBERS | {"experiment": 9})
+    begun = Decided(9, idea, verdict, (score(2.1),), made[9], None, None, 0)
+    stages = {9: {Candidate: early, Training: Training(early, granted, 0.0), Decided: begun}[further]}
+    state = replace(STATE, open=stages | {2: late} if further is Candidate else {2: late} | stages)
+    now, twins = with_rule(state), (*state.open,)
+
+    assert proposals.find_duplicate(now, 2, twins) == "it is the same code as experiment 9"
+    assert proposals.find_duplicate(state, 2, twins) == "", "as a session without a rule has done"
+    if further is Candidate:
+        assert proposals.find_duplicate(now, 9, twins) == ""
+        assert "repeats experiment 9" in proposals.find_repeat(now, 2, idea)
+        assert proposals.find_repeat(now, 9, idea) == ""
+        assert "repeats experiment 2" in proposals.find_repeat(state, 9, idea)
 
 
 def test_what_is_worse_costs_one_run():
