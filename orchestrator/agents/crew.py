@@ -90,7 +90,7 @@ class ClaudeCrew:
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
             notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
-        noted = Noted(notebook=notebook, reason=reason)
+        noted = Noted(notebook=notebook, reason=reason, told=len(state.tried))
         await self.log.append(step.task_id, noted)
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 

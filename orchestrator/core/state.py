@@ -251,8 +251,8 @@ class State:
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
-    consolidated: int = 0  # how many experiments were closed at the last consolidation
-    noted: int = 0  # how many were when the notebook was last rewritten
+    consolidated: int = 0  # how many closed experiments the last consolidation was told of
+    noted: int = 0  # how many the author of the notebook was told of when it was last rewritten
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()  # not wanted by the user, but what is under way has not ended
     paused: str = ""  # why nothing new is started for the time being
@@ -379,9 +379,11 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
-        case ev.Noted(notebook=notebook, reason=reason):
-            state = replace(state, consolidated=len(state.tried)) if reason else state
-            return replace(state, notebook=notebook, shelved=(), noted=len(state.tried)) if notebook else state
+        case ev.Noted(notebook=notebook, reason=reason, told=told):
+            closed = len(state.tried)
+            read = closed if told is None else min(told, closed)
+            state = replace(state, consolidated=read) if reason else state
+            return replace(state, notebook=notebook, shelved=(), noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
             costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
             unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
