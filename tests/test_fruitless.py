@@ -9,6 +9,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import BASELINE, Candidate, Idea, Incumbent, State, fold
 from orchestrator.loop import perform, run
 from orchestrator.policy import thresholds
+from orchestrator.policy.limits import explain_cap
 from orchestrator.policy.steps import Edit
 from orchestrator.session.recording import Live
 from orchestrator.session.replay import Tape, replay
@@ -157,6 +158,23 @@ def test_a_candidate_that_has_cost_enough_is_not_written_anew_where_it_does_not_
 
     assert "does not fit the best as it is now, and models have cost $0.60" in ended.reason
     assert edit(Candidate, started=started(limits=limits), costs={2: 0.4}).reason == "nothing comes back"
+
+
+def test_a_silent_conversation_leaves_the_costs_of_those_beside_it():
+    limits = ev.SessionLimits(hours=1, experiment_usd=1)
+    reply = {"agent": "researcher", "request": "", "message": {}, "tokens": ev.Tokens(input=1, output=1)}
+    log = [
+        ("", started(slots=16, limits=limits)),
+        ("propose 1", ev.ModelReplied(experiment=1, usd=2, **reply)),
+        ("propose 9.1", ev.ModelReplied(experiment=9, usd=5, **reply)),
+        ("propose 1", ev.Unanswered(reason="silence")),
+        ("propose 9.1", ev.Unanswered(reason="silence")),
+    ]
+    records = [ev.Record(seq=i, at=float(i), task_id=task, event=event) for i, (task, event) in enumerate(log)]
+
+    assert explain_cap(fold(records[:-1]), 1) == ""
+    assert "models have cost $5.00" in explain_cap(fold(records[:-1]), 9)
+    assert explain_cap(fold(records), 9) == ""
 
 
 @pytest.mark.parametrize("value", [10**400, "\ud800"])

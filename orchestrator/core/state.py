@@ -385,7 +385,8 @@ def apply(state: State, record: ev.Record) -> State:
             state = replace(state, consolidated=read) if reason else state
             return replace(state, notebook=notebook, shelved=(), noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
-            costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
+            asked = record.task_id.removeprefix("propose ").partition(".")[0]  # the first number of that request
+            costs = {n: usd for n, usd in state.costs.items() if str(n) != asked}
             unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
             return replace(state, unanswered=unanswered, fruitless=fruitless, setback=reason, costs=costs)
         case ev.FellBack(reason=reason):
