@@ -761,6 +761,21 @@ def test_a_combination_sets_each_constant_once_and_only_what_still_applies():
     assert find(two, six, miss(8, -1.0, settings={"A": 1, "B": 1})) == (), "they were tried together"
 
 
+def test_a_combination_undoes_no_keep_that_came_later_under_a_smaller_number():
+    four, one = keep(4, 0, 5.0, settings={"C": 1}), keep(1, 4, 5.0, settings={"A": 3})
+    against = [replace(miss(n, 1.0, settings={name: 1}), incumbent=4) for n, name in ((2, "A"), (3, "B"), (5, "C"))]
+    best = replace(STATE.incumbent, experiment=1)
+    former = {0: STATE.incumbent, 4: replace(STATE.incumbent, experiment=4)}
+    state = replace(with_rule(STATE, hours=0.5), now=0.45 * 3600, next=6, incumbent=best, former=former)
+    state = replace(state, results=(four, *against))
+
+    assert proposals.find_combination(replace(state, results=(*state.results, one))).combines == (3, 5)
+    assert proposals.find_combination(replace(state, open={1: one})).combines == (3, 5), "its post-mortem is written"
+    rule = thresholds.KEEP_RULE.model_copy(update={"chronological": False})
+    old = replace(state, results=(*state.results, one), started=state.session.model_copy(update={"rule": rule}))
+    assert proposals.find_combination(old).combines == (2, 3, 5), "as it was before that was recorded"
+
+
 def test_a_combination_is_judged_by_what_its_parts_have_shown():
     state = replace(with_rule(STATE, hours=0.5), results=(miss(2, 0.9), miss(4, 1.0)))
     alone = candidate(0.9, state=state)

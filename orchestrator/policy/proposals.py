@@ -151,28 +151,32 @@ def _list_combinable(state: State) -> Iterator[Decided]:
     """Yield the discarded ideas that still apply to the best, and that nothing larger has included, the best first."""
     under_way = [stage.proposal for stage in state.open.values()]
     used = {number for proposal in under_way for number in proposal.combines}
+    order, results = range(state.next), state.results
+    if state.session.rule.chronological:
+        order, results = [*state.former, state.best], state.judged
+    places = {number: place for place, number in enumerate(order)}
+    kept = [
+        (places.get(r.experiment, state.next), r.proposal.settings.keys())  # one that is yet to be promoted is the last
+        for r in results
+        if r.status == "kept" and not r.proposal.reverts
+    ]
     for result in _list_near_misses(state.results):
-        if result.experiment not in used and not _is_included(result, under_way):
+        base, mine = places.get(result.incumbent, -1), result.proposal.settings.keys()
+        is_moved = any(place > base and names & mine for place, names in kept)
+        if not is_moved and result.experiment not in used and not _is_included(result, under_way):
             yield result
 
 
 @remember
 def _list_near_misses(results: tuple[Decided, ...]) -> list[Decided]:
-    """Return the discarded ideas that looked better, the best first.
-
-    Without those whose constants a later keep or a larger trial has set, too.
-    """
+    """Return the discarded ideas that looked better and that no larger trial has included, the best first."""
     used = {number for result in results for number in result.proposal.combines}
-    kept = [
-        (r.experiment, r.proposal.settings.keys()) for r in results if r.status == "kept" and not r.proposal.reverts
-    ]
     joint = [result.proposal for result in results if len(result.proposal.settings) > 1]
     found = [
         (result.verdict.gain, result)
         for result in results
         if isinstance(result.verdict, ev.Discarded) and result.status == "discarded" and result.verdict.gain > 0
         if result.proposal.is_idea and result.experiment not in used and not _is_included(result, joint)
-        if not any(number > result.incumbent and names & result.proposal.settings.keys() for number, names in kept)
     ]
     return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
 
