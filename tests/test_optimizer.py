@@ -28,7 +28,7 @@ from orchestrator.policy.thresholds import KEEP_RULE
 from prepare.constants import Choices, Constant, Numbers, list_searchable, read_values
 from subagents.agent import NoAnswer
 from tests.hunting import try_examples
-from tests.simulated import SOURCE, Fragile, night, true_score
+from tests.simulated import SOURCE, Fragile, Uneven, night, true_score
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +423,17 @@ def test_the_constants_of_many_parents_are_read_once_each():
     for source in (*sources, *sources):
         assert list_tunable(source)
     assert list_tunable.cache_info().misses == before + len(sources)
+
+
+def test_a_trial_has_the_values_that_ran_where_its_parent_was_kept_in_another_version(tmp_path):
+    session = night(tmp_path / "s" / "session.db", slots=8, experiments=30, seed=0, rule=KEEP_RULE, lab=Uneven)
+    state, trials = session.state, {trial.name: trial for trial in read_search(session.state, session.get).trials}
+    stacked = [result for result in state.results if result.commit and result.scores and result.commit.onto]
+
+    assert any(state.parents[result.commit.parent].source != result.commit.onto for result in stacked)
+    for result in stacked:
+        after, ran = trials[f"experiment {result.experiment}"].after, read_values(session.get(result.commit.source))
+        assert after == {name: ran[name] for name in after}
 
 
 @pytest.fixture(scope="module")
