@@ -78,6 +78,18 @@ def test_a_stall_is_a_reason_once():
     assert explain_consolidation(replace(later, consolidated=len(first.tried))) == ""
 
 
+def test_a_keep_whose_post_mortem_is_being_written_ends_a_stall():
+    first = find_first_stall()
+    kept = replace(first.kept[-1], experiment=first.next, promoted=True)
+    state = replace(first, open={first.next: kept})
+    rule = th.KEEP_RULE.model_copy(update={"chronological": False})
+    now, old = (state.session.model_copy(update={"rule": rule}) for rule in (th.KEEP_RULE, rule))
+
+    assert explain_consolidation(replace(state, started=now)) == ""
+    assert "nothing was kept" in explain_consolidation(replace(first, started=now))
+    assert "nothing was kept" in explain_consolidation(replace(state, started=old)), "as it was before"
+
+
 def test_a_surprise_is_a_reason_and_a_guess_within_the_noise_is_not():
     state = replace(make_state(th.CONSOLIDATION_GAP, every=100, expected=-1.0))
     assert "a surprise: #1, #2" in explain_consolidation(state)
