@@ -1,5 +1,6 @@
 """Rounds that lead nowhere are bounded, slowed and told; what was not done as proposed counts for nothing."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -52,10 +53,11 @@ class Still(Landscape):
         return await super().train(granted, SOURCE)
 
 
-def night(path, model, source=SOURCE, lab=Landscape, **limits):
+def night(path, model, source=SOURCE, lab=Landscape, wide=None, **limits):
     async def go():
         session = Session(path / "s" / "session.db", virtual_clock, create=True)
-        session.write("", started(limits=ev.SessionLimits(**{"hours": 0.2} | limits), crew="claude"))
+        bounds = ev.SessionLimits(**{"hours": 0.2} | limits)
+        session.write("", started(limits=bounds, crew="claude", **wide or {}))
         await run(session, make_crew(session, Live(model, session)), lab(session, source))
         return session
 
@@ -84,6 +86,28 @@ def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_
     assert [wait.reason for wait in waits][:1] == ["2 rounds in a row led to no run"]
     told = [request.messages[0]["content"][-1]["text"] for request in model.asked if request.agent == "researcher"]
     assert "The last 3 rounds led to no run; the latest because of this: «" in "".join(told)
+
+    async def live(tape):
+        await run(tape, make_crew(tape, tape), tape)
+
+    assert not run_virtually(replay(Tape(session), live))
+
+
+def test_after_a_pause_the_researcher_is_told_what_came_of_the_runs_meanwhile(tmp_path):
+    model = Player(["turn"] * 2 + ["mute"] * 10 + ["turn"] * 500)
+    wide = {"slots": 2, "rule": thresholds.KEEP_RULE}
+
+    session = night(tmp_path, model, lab=partial(Landscape, seconds=50.0), experiments=3, wide=wide)
+
+    paused, told = set(), []
+    for n, record in enumerate(session.records):
+        if isinstance(record.event, ev.Waiting):
+            paused.add(record.task_id)
+        elif isinstance(record.event, ev.ConversationOpened) and record.task_id in paused:
+            now, opening = fold(session.records[:n]), session.get(record.event.opening)
+            told += [briefing.WORDS.settled(result, "") in opening for result in now.tried]
+    assert len(told) > 3
+    assert all(told)
 
     async def live(tape):
         await run(tape, make_crew(tape, tape), tape)
