@@ -761,6 +761,16 @@ def test_a_combination_sets_each_constant_once_and_only_what_still_applies():
     assert find(two, six, miss(8, -1.0, settings={"A": 1, "B": 1})) == (), "they were tried together"
 
 
+def test_a_combination_takes_no_number_beyond_the_limit():
+    state = with_rule(STATE, hours=0.5)
+    bounds = state.session.limits.model_copy(update={"experiments": 24})
+    state = replace(state, started=state.session.model_copy(update={"limits": bounds, "slots": 2}), parents={0: MADE})
+    state = replace(state, results=(miss(2, 0.9), miss(4, 1.2)), now=0.43 * 3600, next=24, skipped=frozenset({15, 16}))
+
+    assert [step.task_id for step in find_due(state)] == ["combine 24"]
+    assert [step.task_id for step in find_due(replace(state, next=25))] == ["propose 15"]
+
+
 def test_a_combination_undoes_no_keep_that_came_later_under_a_smaller_number():
     four, one = keep(4, 0, 5.0, settings={"C": 1}), keep(1, 4, 5.0, settings={"A": 3})
     against = [replace(miss(n, 1.0, settings={name: 1}), incumbent=4) for n, name in ((2, "A"), (3, "B"), (5, "C"))]

@@ -180,7 +180,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     numbers = list(islice(chain(sorted(state.skipped), range(state.next, end)), wanted))
     if not numbers:
         return []
-    if own := find_ablation(state) or find_combination(state):
+    own = find_ablation(state) or find_combination(state) if state.next < end else None
+    if own:
         verb, proposed = "combine" if own.combines else "ablate", ev.Proposed(experiment=state.next, proposal=own)
         return [steps.Append(proposed, f"{verb} {state.next}", steps.Propose(state.next, 1, 0).resources)]
     if why := explain_fruitless(state):
