@@ -16,7 +16,7 @@ from orchestrator.policy.limits import explain_cap
 from orchestrator.policy.schedule import find_due
 from orchestrator.policy.stack import sum_up
 from orchestrator.ports import Crew, Executor, Log, Revision
-from prepare.constants import with_constants
+from prepare.constants import read_values, with_constants
 from subagents.agent import NoAnswer, Outage
 
 MESSAGES = Macros(load_templates("orchestrator"), "commit.txt")
@@ -159,6 +159,9 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     if isinstance(stage, Candidate):  # a rebase
         commit = stage.commit
         before = log.get(state.get_base(commit))
+        old, new = (read_values(text) if proposal.settings else {} for text in (before, source))
+        if moved := [name for name in proposal.settings if old.get(name) != new.get(name)]:  # another change then
+            raise NoAnswer(f"what it would start from now sets {', '.join(moved)}, too")
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)
     if proposal.reverts is not None:

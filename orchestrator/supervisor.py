@@ -136,7 +136,7 @@ async def _watch_guidance(session: Session, path: Path) -> None:
         text = _read_guidance(path)
         if text is not None and text == before and text != session.state.guidance:
             await session.append("", GuidanceChanged(text=text))
-            if text and (session.state.session.crew == "optuna" or session.state.fallback):
+            if text and session.state.is_automatic:
                 session.say("guidance.md is not followed: the optimizer proposes, and it reads no text")
             elif len(text) == GUIDANCE_CHARACTERS:
                 session.say(f"only the first {GUIDANCE_CHARACTERS:,} characters of guidance.md are read")

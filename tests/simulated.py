@@ -113,6 +113,15 @@ class Fragile(Landscape):
         return await super().train(granted, source)
 
 
+class Uneven(Landscape):
+    """Like it, but now and then a run takes many times as long."""
+
+    async def train(self, granted, source):
+        luck = random.Random(f"{granted.experiment}/{granted.run}")
+        await asyncio.sleep(luck.choice([0, 0, 30, 400, 900]))
+        return await super().train(granted, source)
+
+
 def curve(score: float, luck: random.Random) -> tuple[Point, ...]:
     places = [(i + 1) / 60 for i in range(60)]
     return tuple(

@@ -1,5 +1,6 @@
 """Rounds that lead nowhere are bounded, slowed and told; what was not done as proposed counts for nothing."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import BASELINE, Candidate, Idea, Incumbent, State, fold
 from orchestrator.loop import perform, run
 from orchestrator.policy import thresholds
+from orchestrator.policy.limits import explain_cap
 from orchestrator.policy.steps import Edit
 from orchestrator.session.recording import Live
 from orchestrator.session.replay import Tape, replay
@@ -51,10 +53,11 @@ class Still(Landscape):
         return await super().train(granted, SOURCE)
 
 
-def night(path, model, source=SOURCE, lab=Landscape, **limits):
+def night(path, model, source=SOURCE, lab=Landscape, wide=None, **limits):
     async def go():
         session = Session(path / "s" / "session.db", virtual_clock, create=True)
-        session.write("", started(limits=ev.SessionLimits(**{"hours": 0.2} | limits), crew="claude"))
+        bounds = ev.SessionLimits(**{"hours": 0.2} | limits)
+        session.write("", started(limits=bounds, crew="claude", **wide or {}))
         await run(session, make_crew(session, Live(model, session)), lab(session, source))
         return session
 
@@ -83,6 +86,28 @@ def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_
     assert [wait.reason for wait in waits][:1] == ["2 rounds in a row led to no run"]
     told = [request.messages[0]["content"][-1]["text"] for request in model.asked if request.agent == "researcher"]
     assert "The last 3 rounds led to no run; the latest because of this: «" in "".join(told)
+
+    async def live(tape):
+        await run(tape, make_crew(tape, tape), tape)
+
+    assert not run_virtually(replay(Tape(session), live))
+
+
+def test_after_a_pause_the_researcher_is_told_what_came_of_the_runs_meanwhile(tmp_path):
+    model = Player(["turn"] * 2 + ["mute"] * 10 + ["turn"] * 500)
+    wide = {"slots": 2, "rule": thresholds.KEEP_RULE}
+
+    session = night(tmp_path, model, lab=partial(Landscape, seconds=50.0), experiments=3, wide=wide)
+
+    paused, told = set(), []
+    for n, record in enumerate(session.records):
+        if isinstance(record.event, ev.Waiting):
+            paused.add(record.task_id)
+        elif isinstance(record.event, ev.ConversationOpened) and record.task_id in paused:
+            now, opening = fold(session.records[:n]), session.get(record.event.opening)
+            told += [briefing.WORDS.settled(result, "") in opening for result in now.tried]
+    assert len(told) > 3
+    assert all(told)
 
     async def live(tape):
         await run(tape, make_crew(tape, tape), tape)
@@ -157,6 +182,23 @@ def test_a_candidate_that_has_cost_enough_is_not_written_anew_where_it_does_not_
 
     assert "does not fit the best as it is now, and models have cost $0.60" in ended.reason
     assert edit(Candidate, started=started(limits=limits), costs={2: 0.4}).reason == "nothing comes back"
+
+
+def test_a_silent_conversation_leaves_the_costs_of_those_beside_it():
+    limits = ev.SessionLimits(hours=1, experiment_usd=1)
+    reply = {"agent": "researcher", "request": "", "message": {}, "tokens": ev.Tokens(input=1, output=1)}
+    log = [
+        ("", started(slots=16, limits=limits)),
+        ("propose 1", ev.ModelReplied(experiment=1, usd=2, **reply)),
+        ("propose 9.1", ev.ModelReplied(experiment=9, usd=5, **reply)),
+        ("propose 1", ev.Unanswered(reason="silence")),
+        ("propose 9.1", ev.Unanswered(reason="silence")),
+    ]
+    records = [ev.Record(seq=i, at=float(i), task_id=task, event=event) for i, (task, event) in enumerate(log)]
+
+    assert explain_cap(fold(records[:-1]), 1) == ""
+    assert "models have cost $5.00" in explain_cap(fold(records[:-1]), 9)
+    assert explain_cap(fold(records), 9) == ""
 
 
 @pytest.mark.parametrize("value", [10**400, "\ud800"])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.agents.briefing import describe_notebook
+from orchestrator.agents.briefing import brief_researcher, describe_notebook
 from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import Notebook, Noted, Proposed, Record
 from orchestrator.core.state import apply
@@ -76,6 +76,18 @@ def test_a_stall_is_a_reason_once():
     later = replace(first, results=(*first.results, *more))
     assert "nothing was kept" in explain_consolidation(later)
     assert explain_consolidation(replace(later, consolidated=len(first.tried))) == ""
+
+
+def test_a_keep_whose_post_mortem_is_being_written_ends_a_stall():
+    first = find_first_stall()
+    kept = replace(first.kept[-1], experiment=first.next, promoted=True)
+    state = replace(first, open={first.next: kept})
+    rule = th.KEEP_RULE.model_copy(update={"chronological": False})
+    now, old = (state.session.model_copy(update={"rule": rule}) for rule in (th.KEEP_RULE, rule))
+
+    assert explain_consolidation(replace(state, started=now)) == ""
+    assert "nothing was kept" in explain_consolidation(replace(first, started=now))
+    assert "nothing was kept" in explain_consolidation(replace(state, started=old)), "as it was before"
 
 
 def test_a_surprise_is_a_reason_and_a_guess_within_the_noise_is_not():
@@ -189,6 +201,35 @@ def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows
     assert "- Halve it." in asked
     assert "```python" in asked
     assert proposal.title == draft["title"]
+
+
+def test_what_ends_while_the_notebook_is_rewritten_is_still_to_be_read():
+    early, late = make_state(20), make_state(28)
+    log, noted = synthetic.log(28), []
+    log.state = early
+
+    async def append(task_id, *events, last=False):
+        noted.extend(events)
+
+    log.append = append
+    draft = synthetic.proposal(random.Random(1), settings={}, direction=None, family="MLP").model_dump()
+    draft = {name: value for name, value in draft.items() if name not in ("author", "reverts", "settings", "direction")}
+    rewritten = call("rewrite_notebook", **BOOK.model_dump())
+    world = FakeWorld(
+        [says(call("submit", **BOOK.model_dump())), says(rewritten), says(call("submit", proposals=[draft]))]
+    )
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    asyncio.run(crew.propose(early, Propose(early.next, 1, 0)))
+
+    assert [event.told for event in noted] == [20, 20], "in a conversation of its own, and beside a proposal"
+    state = add(late, *noted)
+    assert (state.consolidated, state.noted) == (20, 20)
+    unread = brief_researcher(state, state.next, 1, "")
+    assert unread["read"] == f"#{early.tried[-1].experiment}"
+    assert unread["near_misses"]
+    old = add(late, noted[0].model_copy(update={"told": None}))
+    assert (old.consolidated, old.noted) == (28, 28), "as it was before that was recorded"
 
 
 def test_a_consolidation_that_has_cost_enough_is_followed_by_no_further_conversation():

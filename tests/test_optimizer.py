@@ -24,10 +24,11 @@ from orchestrator.optimizer.search import (
 from orchestrator.optimizer.space import explain_unsearchable, is_within, list_tunable, take_step
 from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
-from prepare.constants import Choices, Constant, Numbers, list_searchable
+from orchestrator.policy.thresholds import KEEP_RULE
+from prepare.constants import Choices, Constant, Numbers, list_searchable, read_values
 from subagents.agent import NoAnswer
 from tests.hunting import try_examples
-from tests.simulated import SOURCE, Fragile, night, true_score
+from tests.simulated import SOURCE, Fragile, Uneven, night, true_score
 
 
 @pytest.fixture(scope="module")
@@ -422,3 +423,39 @@ def test_the_constants_of_many_parents_are_read_once_each():
     for source in (*sources, *sources):
         assert list_tunable(source)
     assert list_tunable.cache_info().misses == before + len(sources)
+
+
+def test_a_trial_has_the_values_that_ran_where_its_parent_was_kept_in_another_version(tmp_path):
+    session = night(tmp_path / "s" / "session.db", slots=8, experiments=30, seed=0, rule=KEEP_RULE, lab=Uneven)
+    state, trials = session.state, {trial.name: trial for trial in read_search(session.state, session.get).trials}
+    stacked = [result for result in state.results if result.commit and result.scores and result.commit.onto]
+
+    assert any(state.parents[result.commit.parent].source != result.commit.onto for result in stacked)
+    for result in stacked:
+        after, ran = trials[f"experiment {result.experiment}"].after, read_values(session.get(result.commit.source))
+        assert after == {name: ran[name] for name in after}
+
+
+@pytest.fixture(scope="module")
+def wide_night(tmp_path_factory):
+    return night(tmp_path_factory.mktemp("wide") / "s" / "session.db", slots=32, experiments=32, rule=KEEP_RULE)
+
+
+def test_many_slots_get_no_proposal_twice(wide_night):
+    assert "refused" not in {result.status for result in wide_night.state.results}
+    trained = [result.commit.fingerprint for result in wide_night.state.results if result.scores]
+    assert len({*trained}) == len(trained) > 20
+
+
+def test_a_rebase_leaves_a_change_what_it_was_proposed_as(wide_night):
+    state, starts = wide_night.state, {}
+    commits = (record.event for record in wide_night.records if record.event.kind == "committed")
+    settings = {result.experiment: result.proposal.settings for result in state.results}
+    for commit in commits:
+        values = read_values(wide_night.get(state.get_base(commit)))
+        starts.setdefault(commit.experiment, []).append({name: values[name] for name in settings[commit.experiment]})
+
+    assert max(map(len, starts.values())) > 1
+    assert all(before == first for first, *others in starts.values() for before in others)
+    given_up = [result.verdict.reason for result in state.results if result.status == "abandoned"]
+    assert "what it would start from now sets DEPTH, too" in given_up

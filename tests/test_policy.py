@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
-from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State, fold
+from orchestrator.core.state import (
+    BASELINE,
+    Broken,
+    Candidate,
+    Decided,
+    Incumbent,
+    PooledVariance,
+    State,
+    Training,
+    fold,
+)
 from orchestrator.policy import (
     belief,
     certification,
@@ -112,6 +122,28 @@ def test_a_session_that_recorded_no_rule_keeps_the_one_that_it_had():
     old = ev.Started.model_validate(STATE.session.model_dump(exclude={"rule"}))
     assert old.rule == ev.KeepRule()
     assert belief.learn_outlook((), 480, old.rule).explain() == "0.70"
+
+
+@pytest.mark.parametrize("further", [Candidate, Training, Decided])
+def test_of_twins_the_one_that_was_proposed_first_or_has_begun_is_trained(further):
+    """Requests side by side: #9 was proposed before #2, or after it, and has begun."""
+    made = {n: MADE.model_copy(update={"experiment": n, "source": "x"}) for n in (2, 9)}
+    idea = BASELINE.model_copy(update={"settings": {"LR": 0.1}})
+    late, early = Candidate(idea, made[2]), Candidate(idea, made[9])
+    granted = ev.Granted(experiment=9, run=1, slot=0, seed=1)
+    verdict = ev.Discarded(**NUMBERS | {"experiment": 9})
+    begun = Decided(9, idea, verdict, (score(2.1),), made[9], None, None, 0)
+    stages = {9: {Candidate: early, Training: Training(early, granted, 0.0), Decided: begun}[further]}
+    state = replace(STATE, open=stages | {2: late} if further is Candidate else {2: late} | stages)
+    now, twins = with_rule(state), (*state.open,)
+
+    assert proposals.find_duplicate(now, 2, twins) == "it is the same code as experiment 9"
+    assert proposals.find_duplicate(state, 2, twins) == "", "as a session without a rule has done"
+    if further is Candidate:
+        assert proposals.find_duplicate(now, 9, twins) == ""
+        assert "repeats experiment 9" in proposals.find_repeat(now, 2, idea)
+        assert proposals.find_repeat(now, 9, idea) == ""
+        assert "repeats experiment 2" in proposals.find_repeat(state, 9, idea)
 
 
 def test_what_is_worse_costs_one_run():
@@ -727,6 +759,31 @@ def test_a_combination_sets_each_constant_once_and_only_what_still_applies():
     assert find(two, four) == ()
     assert find(two, six, keep(7, 0, 5.0, settings={"A": 3})) == (), "the best has another value by now"
     assert find(two, six, miss(8, -1.0, settings={"A": 1, "B": 1})) == (), "they were tried together"
+
+
+def test_a_combination_takes_no_number_beyond_the_limit():
+    state = with_rule(STATE, hours=0.5)
+    bounds = state.session.limits.model_copy(update={"experiments": 24})
+    state = replace(state, started=state.session.model_copy(update={"limits": bounds, "slots": 2}), parents={0: MADE})
+    state = replace(state, results=(miss(2, 0.9), miss(4, 1.2)), now=0.43 * 3600, next=24, skipped=frozenset({15, 16}))
+
+    assert [step.task_id for step in find_due(state)] == ["combine 24"]
+    assert [step.task_id for step in find_due(replace(state, next=25))] == ["propose 15"]
+
+
+def test_a_combination_undoes_no_keep_that_came_later_under_a_smaller_number():
+    four, one = keep(4, 0, 5.0, settings={"C": 1}), keep(1, 4, 5.0, settings={"A": 3})
+    against = [replace(miss(n, 1.0, settings={name: 1}), incumbent=4) for n, name in ((2, "A"), (3, "B"), (5, "C"))]
+    best = replace(STATE.incumbent, experiment=1)
+    former = {0: STATE.incumbent, 4: replace(STATE.incumbent, experiment=4)}
+    state = replace(with_rule(STATE, hours=0.5), now=0.45 * 3600, next=6, incumbent=best, former=former)
+    state = replace(state, results=(four, *against))
+
+    assert proposals.find_combination(replace(state, results=(*state.results, one))).combines == (3, 5)
+    assert proposals.find_combination(replace(state, open={1: one})).combines == (3, 5), "its post-mortem is written"
+    rule = thresholds.KEEP_RULE.model_copy(update={"chronological": False})
+    old = replace(state, results=(*state.results, one), started=state.session.model_copy(update={"rule": rule}))
+    assert proposals.find_combination(old).combines == (2, 3, 5), "as it was before that was recorded"
 
 
 def test_a_combination_is_judged_by_what_its_parts_have_shown():

@@ -89,11 +89,12 @@ def reproduce(log, seed, trouble=0.15):
     stacks=st.booleans(),
     ahead=st.booleans(),
     combines=st.booleans(),
+    chronological=st.booleans(),
     kills=st.lists(st.floats(0.05, 300), max_size=3),
     stop_after=st.none() | st.floats(1, 400),
 )
-def test_replay_reproduces_every_event(seed, slots, stacks, ahead, combines, kills, stop_after):
-    rule = KeepRule(stacks=stacks, ahead=ahead, combines=combines)
+def test_replay_reproduces_every_event(seed, slots, stacks, ahead, combines, chronological, kills, stop_after):
+    rule = KeepRule(stacks=stacks, ahead=ahead, combines=combines, chronological=chronological)
     log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15, rule=rule)
 
     tape = reproduce(log, seed)

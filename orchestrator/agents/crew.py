@@ -63,11 +63,12 @@ class ClaudeCrew:
         if centaur and step.first % CENTAUR_SHARE == 0:
             with suppress(NoAnswer):
                 return await self.get_optimizer().propose(state, replace(step, count=1))
-        source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
-        tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
         environment = self.connect(step.task_id, step.first)
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
+            state = self.log.state if state.session.rule.chronological else state
+        source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
+        tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
         if reason := explain_consolidation(state):
             state = await self._consolidate(state, step, tools, reason)
             if cap := explain_cap(self.log.state, step.first):
@@ -90,7 +91,7 @@ class ClaudeCrew:
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
             notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
-        noted = Noted(notebook=notebook, reason=reason)
+        noted = Noted(notebook=notebook, reason=reason, told=len(state.tried))
         await self.log.append(step.task_id, noted)
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 

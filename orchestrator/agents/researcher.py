@@ -72,7 +72,7 @@ def make_agent(
         notebook = Notebook(beliefs=tuple(beliefs), questions=tuple(questions), ideas=tuple(ideas))
         if fault := find_notebook_fault(state, notebook):
             raise ToolError(fault)
-        await write(Noted(notebook=notebook))
+        await write(Noted(notebook=notebook, told=len(state.tried)))
         return "The notebook is rewritten."
 
     return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)

@@ -49,7 +49,7 @@ def find_main(script: Path, given: Task) -> str:
     """Return the name of the script that a run starts: that, or what nightshift.toml names. Raises UsageError."""
     if not given.named or script.name in given.named:
         return script.name
-    if script.name not in (Paths.script.name, *shlex.split(given.command)):
+    if script.name not in (Paths.script.name, *given.command.split()):
         words = f"names {given.named[0]}, not {script.name}: add it to editable, or leave out --script"
         raise UsageError(f"{script.parent / NAME} {words}")
     return given.named[0]

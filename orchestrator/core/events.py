@@ -197,6 +197,9 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     own_dof: int = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
     combines: bool = False  # whether the last runs before the certificate try near-misses together
     prunes_by_gain: bool = False  # whether a run ends early where finishing it promises less than it costs
+    chronological: bool = False
+    """Whether, with several slots, the order of events tells what came first, as numbers did before, and the optimizer
+    is asked once at a time."""
 
 
 class SessionSettings(Frozen):
@@ -333,6 +336,7 @@ class Noted(BaseEvent, kind="noted"):
 
     notebook: Notebook | None  # None where a consolidation gave no usable answer: the notebook stays as it is
     reason: str = ""  # why a consolidation was due; empty where it was rewritten beside a proposal
+    told: int | None = Field(default=None, ge=0)  # closed experiments that its author was told of; None: all by now
 
 
 class Unanswered(BaseEvent, kind="unanswered"):

@@ -251,8 +251,8 @@ class State:
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
-    consolidated: int = 0  # how many experiments were closed at the last consolidation
-    noted: int = 0  # how many were when the notebook was last rewritten
+    consolidated: int = 0  # how many closed experiments the last consolidation was told of
+    noted: int = 0  # how many the author of the notebook was told of when it was last rewritten
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()  # not wanted by the user, but what is under way has not ended
     paused: str = ""  # why nothing new is started for the time being
@@ -312,6 +312,11 @@ class State:
     def slots(self) -> tuple[int, ...]:
         """The slots that are not sick."""
         return tuple(slot for slot in range(self.session.slots) if slot not in self.sick)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the optimizer alone proposes."""
+        return bool(self.fallback) or self.session.crew == "optuna"
 
     @property
     def usd(self) -> float:
@@ -374,11 +379,14 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
-        case ev.Noted(notebook=notebook, reason=reason):
-            state = replace(state, consolidated=len(state.tried)) if reason else state
-            return replace(state, notebook=notebook, shelved=(), noted=len(state.tried)) if notebook else state
+        case ev.Noted(notebook=notebook, reason=reason, told=told):
+            closed = len(state.tried)
+            read = closed if told is None else min(told, closed)
+            state = replace(state, consolidated=read) if reason else state
+            return replace(state, notebook=notebook, shelved=(), noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
-            costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
+            asked = record.task_id.removeprefix("propose ").partition(".")[0]  # the first number of that request
+            costs = {n: usd for n, usd in state.costs.items() if str(n) != asked}
             unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
             return replace(state, unanswered=unanswered, fruitless=fruitless, setback=reason, costs=costs)
         case ev.FellBack(reason=reason):

@@ -92,11 +92,18 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     """Return the search state of a session; `get` returns stored texts."""
     task = state.session.task
     code = "the code" if task.has_tree else (*task.editable, "train.py")[0]
-    found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
-    values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
+    best = state.parent.source
+    bases = {best, *(_get_base(state, result) for result in state.results)}
+    found = {base: list_tunable(get(base), task.is_reported) for base in bases}
+    values = {base: {name: c.value for name, c in constants.items()} for base, constants in found.items()}
     trials = tuple(_list_trials(state, values))
     is_measured = pool_variance(state).squares > 0
-    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, code, is_measured)
+    return SearchState(found[best], trials, estimate_sigma(state), task.metric, code, is_measured)
+
+
+def _get_base(state: State, result: Decided) -> Digest:
+    """Return the source that a closed experiment started from, or would have."""
+    return state.get_base(result.commit) if result.commit else state.parents[result.incumbent].source
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:
@@ -150,15 +157,15 @@ def _is_open_near_miss(search: SearchState, trial: Trial) -> bool:
     )
 
 
-def _list_trials(state: State, values: Mapping[int, Assignment]) -> Iterator[Trial]:
-    """Yield all trials, those of earlier sessions first; `values` are the constants of each train.py on the branch."""
-    yield from _list_earlier_trials(state.session.earlier, values[state.best])
+def _list_trials(state: State, values: Mapping[Digest, Assignment]) -> Iterator[Trial]:
+    """Yield all trials, earlier sessions first; `values` are the constants of each source that one starts from."""
+    yield from _list_earlier_trials(state.session.earlier, values[state.parent.source])
     for result in state.results:
-        changes, before = result.proposal.settings, values[result.commit.parent if result.commit else result.incumbent]
+        changes, before = result.proposal.settings, values[_get_base(state, result)]
         if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
             yield _make_trial(result, changes, before)
     for number, stage in sorted(state.open.items()):
-        changes, before = stage.proposal.settings, values[state.best]
+        changes, before = stage.proposal.settings, values[state.parent.source]
         if changes and changes.keys() <= before.keys():
             yield Trial(f"experiment {number}", changes, before, "running")
 

@@ -61,14 +61,13 @@ def explain_stop(state: State) -> str:
     baseline = next((result.verdict for result in state.results if result.experiment == 0), None)
     closed = len(state.results) - (baseline is not None) - state.lost
     done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
-    is_on_its_own = state.fallback or state.session.crew == "optuna"
     reasons = (
         state.stopping,
         isinstance(baseline, ev.Failed) and not state.incumbent and f"the baseline does not train: {baseline.reason}",
         not has_time_for(state, 1 + count_certificate_rounds(state)) and explain_deadline(limits),
         limits.experiments is not None and closed >= limits.experiments and done,
         limits.usd is not None and state.usd >= limits.usd and f"${limits.usd:g} are spent",
-        is_on_its_own and explain_fruitless(state),
+        state.is_automatic and explain_fruitless(state),
         not state.slots and f"no GPU is left: {'; '.join(state.sick.values())}",
         explain_aborted(state),
     )
@@ -149,7 +148,8 @@ def explain_consolidation(state: State) -> str:
         return ""
     if len(fresh) >= every:
         return f"{len(fresh)} experiments have ended since the last time"
-    if (stall := find_stall(state.tried)) and stall[-th.STALL] in fresh:
+    judged = state.judged if state.session.rule.chronological else state.results  # a keep may wait for its post-mortem
+    if (stall := find_stall([result for result in judged if result.experiment])) and stall[-th.STALL] in fresh:
         return f"nothing was kept in the last {len(stall)} experiments"
     guesses = ((result, result.verdict) for result in fresh if result.proposal.author == "researcher")
     measured = [(result, verdict) for result, verdict in guesses if isinstance(verdict, ev.Evidence)]

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import islice
+from itertools import islice, takewhile
 from math import ceil
 from operator import attrgetter, itemgetter
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided, State
+from orchestrator.core.state import Candidate, Decided, Stage, State, Training
 from orchestrator.core.text import shorten
 from orchestrator.policy.belief import Belief, is_near_miss
 from orchestrator.policy.evidence import estimate_sigma, expect, include_verdict, learn_outlook
@@ -31,7 +31,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
         return ""
     recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
     tried = [(result.experiment, result.proposal) for result in recent]
-    under_way = [(n, stage.proposal) for n, stage in state.open.items() if 0 < n < number]
+    under_way = [(n, state.open[n].proposal) for n in _list_earlier(state, number, state.open)]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
             return f"{describe_settings(proposal)} repeats experiment {experiment} ({describe_settings(earlier)})"
@@ -51,12 +51,23 @@ def find_duplicate(state: State, number: int, under_way: Sequence[int]) -> str:
     """Return why a source need not be trained, given the open experiments of it; empty if it is new."""
     commit = state.open[number].commit
     earlier = state.sources.get(commit.fingerprint, ()) if commit else ()
-    same = [*earlier, *(other for other in under_way if other < number)]
+    further = [n for n in under_way if state.session.rule.chronological and _has_begun(state.open[n])]
+    same = [*earlier, *_list_earlier(state, number, under_way), *further]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
     # An ablation of the last keep has its parent's code on purpose.
     is_ablation = state.open[number].proposal.reverts is not None
     return f"it is the same code as experiment {same[0]}" if same and not is_ablation else ""
+
+
+def _list_earlier(state: State, number: int, numbers: Iterable[int]) -> Iterable[int]:
+    """Return those of the open experiments, given in their order, that were proposed before this one."""
+    return takewhile(number.__ne__, numbers) if state.session.rule.chronological else filter(number.__gt__, numbers)
+
+
+def _has_begun(stage: Stage) -> bool:
+    """Return whether an experiment trains, has a score, or has its verdict."""
+    return isinstance(stage, Training | Decided) or bool(isinstance(stage, Candidate) and stage.scores)
 
 
 def describe_settings(proposal: ev.Proposal) -> str:
@@ -140,28 +151,32 @@ def _list_combinable(state: State) -> Iterator[Decided]:
     """Yield the discarded ideas that still apply to the best, and that nothing larger has included, the best first."""
     under_way = [stage.proposal for stage in state.open.values()]
     used = {number for proposal in under_way for number in proposal.combines}
+    order, results = range(state.next), state.results
+    if state.session.rule.chronological:
+        order, results = [*state.former, state.best], state.judged
+    places = {number: place for place, number in enumerate(order)}
+    kept = [
+        (places.get(r.experiment, state.next), r.proposal.settings.keys())  # one that is yet to be promoted is the last
+        for r in results
+        if r.status == "kept" and not r.proposal.reverts
+    ]
     for result in _list_near_misses(state.results):
-        if result.experiment not in used and not _is_included(result, under_way):
+        base, mine = places.get(result.incumbent, -1), result.proposal.settings.keys()
+        is_moved = any(place > base and names & mine for place, names in kept)
+        if not is_moved and result.experiment not in used and not _is_included(result, under_way):
             yield result
 
 
 @remember
 def _list_near_misses(results: tuple[Decided, ...]) -> list[Decided]:
-    """Return the discarded ideas that looked better, the best first.
-
-    Without those whose constants a later keep or a larger trial has set, too.
-    """
+    """Return the discarded ideas that looked better and that no larger trial has included, the best first."""
     used = {number for result in results for number in result.proposal.combines}
-    kept = [
-        (r.experiment, r.proposal.settings.keys()) for r in results if r.status == "kept" and not r.proposal.reverts
-    ]
     joint = [result.proposal for result in results if len(result.proposal.settings) > 1]
     found = [
         (result.verdict.gain, result)
         for result in results
         if isinstance(result.verdict, ev.Discarded) and result.status == "discarded" and result.verdict.gain > 0
         if result.proposal.is_idea and result.experiment not in used and not _is_included(result, joint)
-        if not any(number > result.incumbent and names & result.proposal.settings.keys() for number, names in kept)
     ]
     return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
 

@@ -21,6 +21,7 @@ KEEP_RULE = KeepRule(
     own_dof=2,
     combines=True,
     prunes_by_gain=True,
+    chronological=True,
 )
 """What new sessions record (decisions 0040, 0045, 0047, 0065 and 0066). A higher risk finds less, and a lower one keeps
 more that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""

@@ -52,7 +52,7 @@ def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
         proposal, verdict, commit = result.proposal, result.verdict, result.commit
         if result.experiment == 0 or commit is None or result.status in UNTESTED or proposal.reverts is not None:
             continue
-        values = read_values(session.get(session.state.parents[commit.parent].source))
+        values = read_values(session.get(session.state.get_base(commit)))
         measured = {"gain": verdict.gain, "error": verdict.error} if isinstance(verdict, Evidence) else {}
         earlier = EarlierResult(
             session=session.state.session.name,

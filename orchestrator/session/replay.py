@@ -120,8 +120,9 @@ class Tape(Log):
 
     # Models and tools. Only pure tools, which depend on the conversation alone, are run.
 
-    async def pause(self, seconds: float) -> None:
-        """Return at once: the recording has the time."""
+    async def pause(self, *_: object) -> None:
+        """Return once all is known that was recorded during the pause."""
+        await self._wait_for_turn(_get_task_id())
 
     async def reply(self, *_: object) -> Reply:
         """Return the recorded reply. The request is compared when the reply is appended."""
