@@ -380,13 +380,11 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Certified() as event:
             return replace(state, certificate=event)
         case ev.Noted(notebook=notebook, reason=reason, told=told):
-            closed = len(state.tried)
-            read = closed if told is None else min(told, closed)
+            read = len(state.tried) if told is None else min(told, len(state.tried))
             state = replace(state, consolidated=read) if reason else state
             return replace(state, notebook=notebook, shelved=(), noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
-            asked = record.task_id.removeprefix("propose ").partition(".")[0]  # the first number of that request
-            costs = {n: usd for n, usd in state.costs.items() if str(n) != asked}
+            costs = {n: usd for n, usd in state.costs.items() if f"propose {n}" != record.task_id.partition(".")[0]}
             unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
             return replace(state, unanswered=unanswered, fruitless=fruitless, setback=reason, costs=costs)
         case ev.FellBack(reason=reason):
