@@ -159,8 +159,9 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     if isinstance(stage, Candidate):  # a rebase
         commit = stage.commit
         before = log.get(state.get_base(commit))
-        old, new = (read_values(text) if proposal.settings else {} for text in (before, source))
-        if moved := [name for name in proposal.settings if old.get(name) != new.get(name)]:  # another change then
+        settings = proposal.settings if state.session.rule.chronological else {}
+        old, new = (read_values(text) if settings else {} for text in (before, source))
+        if moved := [name for name in settings if old.get(name) != new.get(name)]:  # it would be another change
             raise NoAnswer(f"what it would start from now sets {', '.join(moved)}, too")
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)

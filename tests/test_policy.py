@@ -427,6 +427,17 @@ def test_the_certificate_compares_baseline_and_best_on_fresh_seeds_and_held_out_
     assert certification.certify(STATE) is None
 
 
+def test_a_keep_counts_in_the_certificate_while_its_post_mortem_is_put_off():
+    state, kept = with_rule(_certified([0.04, 0.05], heldout=False)), keep(3, 0, 5.0)
+    verdict = kept.verdict.model_copy(update={"same_shape": False})
+    former = {0: Incumbent(0, (score(2.0),), 2.0)}
+    state, kept = replace(state, former=former, results=()), replace(kept, verdict=verdict)
+    closed, waiting = (
+        certification.certify(replace(state, **facts)) for facts in ({"results": (kept,)}, {"open": {3: kept}})
+    )
+    assert waiting == closed != certification.certify(state)
+
+
 def test_certificate_intervals_cover_what_they_say():
     luck, covered = random.Random(1), 0
     for _ in range(400):

@@ -198,8 +198,8 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     combines: bool = False  # whether the last runs before the certificate try near-misses together
     prunes_by_gain: bool = False  # whether a run ends early where finishing it promises less than it costs
     chronological: bool = False
-    """Whether, with several slots, the order of events tells what came first, as numbers did before, and the optimizer
-    is asked once at a time."""
+    """Whether, with several slots, the order of events tells what came first, as numbers did before, the optimizer is
+    asked once at a time, and a change is tried and told only from the values that it was proposed from."""
 
 
 class SessionSettings(Frozen):

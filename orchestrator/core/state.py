@@ -333,6 +333,11 @@ class State:
         return (*self.results, *(stage for stage in self.open.values() if isinstance(stage, Decided)))
 
     @property
+    def settled(self) -> tuple[Decided, ...]:
+        """What may be asked whether it was kept: all that is judged; in older sessions, all that is closed."""
+        return self.judged if self.session.rule.chronological else self.results
+
+    @property
     def kept(self) -> tuple[Decided, ...]:
         """Every kept change that has not been reverted; an ablation only reverts one."""
         return tuple(result for result in self.tried if result.status == "kept" and result.proposal.reverts is None)

@@ -103,7 +103,10 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
 
 def _get_base(state: State, result: Decided) -> Digest:
     """Return the source that a closed experiment started from, or would have."""
-    return state.get_base(result.commit) if result.commit else state.parents[result.incumbent].source
+    commit = result.commit
+    if commit and state.session.rule.chronological:
+        return state.get_base(commit)
+    return state.parents[commit.parent if commit else result.incumbent].source
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:

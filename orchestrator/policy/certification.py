@@ -50,7 +50,7 @@ def certify(state: State) -> ev.Certified | None:
 def _compute_margin(state: State, gains: list[float]) -> float:
     """Return the half-width of the 90 % interval of the mean of these gains."""
     sigma, spread = estimate_sigma(state), pool_variance(state)
-    keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
+    keeps = (result.verdict for result in state.settled if result.experiment and isinstance(result.verdict, ev.Kept))
     links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
     if state.session.rule.own_noise and state.incumbent:
         dof, sides = state.session.rule.own_dof, (state.former[0], state.incumbent)

@@ -148,8 +148,8 @@ def explain_consolidation(state: State) -> str:
         return ""
     if len(fresh) >= every:
         return f"{len(fresh)} experiments have ended since the last time"
-    judged = state.judged if state.session.rule.chronological else state.results  # a keep may wait for its post-mortem
-    if (stall := find_stall([result for result in judged if result.experiment])) and stall[-th.STALL] in fresh:
+    stall = find_stall([result for result in state.settled if result.experiment])
+    if stall and stall[-th.STALL] in fresh:
         return f"nothing was kept in the last {len(stall)} experiments"
     guesses = ((result, result.verdict) for result in fresh if result.proposal.author == "researcher")
     measured = [(result, verdict) for result, verdict in guesses if isinstance(verdict, ev.Evidence)]

@@ -151,13 +151,11 @@ def _list_combinable(state: State) -> Iterator[Decided]:
     """Yield the discarded ideas that still apply to the best, and that nothing larger has included, the best first."""
     under_way = [stage.proposal for stage in state.open.values()]
     used = {number for proposal in under_way for number in proposal.combines}
-    order, results = range(state.next), state.results
-    if state.session.rule.chronological:
-        order, results = [*state.former, state.best], state.judged
+    order = [*state.former, state.best] if state.session.rule.chronological else range(state.next)
     places = {number: place for place, number in enumerate(order)}
     kept = [
         (places.get(r.experiment, state.next), r.proposal.settings.keys())  # one that is yet to be promoted is the last
-        for r in results
+        for r in state.settled
         if r.status == "kept" and not r.proposal.reverts
     ]
     for result in _list_near_misses(state.results):
