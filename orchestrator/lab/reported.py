@@ -77,13 +77,18 @@ class TaskFolder:
     task: Task
     repo: Repo
     commit: str
-    python: Path = field(init=False)
-    """The interpreter of the .venv beside the script, or above it in the repository, else our own: found once, since
-    a run by another one would be scored like any."""
+    venv: Path | None = field(init=False)
+    """The .venv beside the script, or above it in the repository: found once, since a run without it would be scored
+    like any."""
 
     def __post_init__(self) -> None:
-        found = (home / ".venv/bin/python" for home in self._homes)
-        self.python = next((path for path in found if path.exists()), Path(sys.executable))
+        found = (home / ".venv" for home in self._homes)
+        self.venv = next((path for path in found if (path / "bin/python").exists()), None)
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of a run: that of the .venv, or our own, which on a node of a cluster may lie elsewhere."""
+        return self.venv / "bin/python" if self.venv else Path(sys.executable)
 
     def lay_out(self, work: Path, source: str) -> dict[Path, tuple[int, str]]:
         """Fill the folder of a run; return size and digest of what it may not change.
@@ -111,7 +116,7 @@ class TaskFolder:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), self.python
         shown = [self._find_data(name) for name in task.data]
-        if (venv := python.parent.parent).parent in self._homes:
+        if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
         if uv := shutil.which("uv"):
