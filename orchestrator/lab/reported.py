@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -164,10 +163,13 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         task, monitor, reader = self.scorer.task, run.monitor, NumberReader(self.scorer.task.metric)
         with self._check_names(run):
             before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
-        monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
         monitor.transcript.reader = reader
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
-        await self._train(run, command, partial(asyncio.sleep, 0))
+
+        async def begin() -> None:
+            monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
+
+        await self._train(run, command, begin)
         run.check_ending(task.budget)
         if changed := await asyncio.to_thread(find_change, before):
             raise Fault("disqualified", f"it changed {changed.name}, which is protected")
