@@ -362,6 +362,7 @@ async def test_trouble_with_the_machine_is_not_the_candidates(bench):
     ):
         assert isinstance(outcome, Aborted)
         assert words in outcome.reason
+        assert str(bench.folder) not in outcome.reason
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "landlock"])

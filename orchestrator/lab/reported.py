@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -77,13 +76,18 @@ class TaskFolder:
     task: Task
     repo: Repo
     commit: str
-    python: Path = field(init=False)
-    """The interpreter of the .venv beside the script, or above it in the repository, else our own: found once, since
-    a run by another one would be scored like any."""
+    venv: Path | None = field(init=False)
+    """The .venv beside the script, or above it in the repository: found once, since a run without it would be scored
+    like any."""
 
     def __post_init__(self) -> None:
-        found = (home / ".venv/bin/python" for home in self._homes)
-        self.python = next((path for path in found if path.exists()), Path(sys.executable))
+        found = (home / ".venv" for home in self._homes)
+        self.venv = next((path for path in found if (path / "bin/python").exists()), None)
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of a run: that of the .venv, or our own, which on a node of a cluster may lie elsewhere."""
+        return self.venv / "bin/python" if self.venv else Path(sys.executable)
 
     def lay_out(self, work: Path, source: str) -> dict[Path, tuple[int, str]]:
         """Fill the folder of a run; return size and digest of what it may not change.
@@ -111,7 +115,7 @@ class TaskFolder:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), self.python
         shown = [self._find_data(name) for name in task.data]
-        if (venv := python.parent.parent).parent in self._homes:
+        if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
         if uv := shutil.which("uv"):
@@ -159,10 +163,13 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         task, monitor, reader = self.scorer.task, run.monitor, NumberReader(self.scorer.task.metric)
         with self._check_names(run):
             before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
-        monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
         monitor.transcript.reader = reader
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
-        await self._train(run, command, partial(asyncio.sleep, 0))
+
+        async def begin() -> None:
+            monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
+
+        await self._train(run, command, begin)
         run.check_ending(task.budget)
         if changed := await asyncio.to_thread(find_change, before):
             raise Fault("disqualified", f"it changed {changed.name}, which is protected")

@@ -149,6 +149,7 @@ class BaseRunner(ABC, Generic[S]):
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
+            reason = reason.replace(f"{self.folder.resolve()}/", "")  # sessions are shared
             if slot.devices and DEVICE_FAULT.search(reason):
                 self.faults[granted.slot].add(granted.experiment if isinstance(error.__cause__, Fault) else object())
             if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:

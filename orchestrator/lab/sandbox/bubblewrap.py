@@ -28,12 +28,7 @@ class Bubblewrap:
         """Return the command, confined, with the seccomp filter as one more descriptor."""
         is_own = command.grants == "task" and os.getuid() > 0  # root owns the devices that are shown, and their modes
         instructions = seccomp.build_filter(sockets=True, grants="own" if is_own else command.calls)
-        code, writable = os.pipe()
-        os.write(writable, instructions)
-        os.close(writable)
-        report, told = os.pipe()
-        argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
-        argv += ["--json-status-fd", str(told)]
+        argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
         argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
@@ -52,6 +47,10 @@ class Bubblewrap:
             argv += ["--ro-bind", place, place, *self.tmpfs, str(tmp), *self._lay(tmp, kept, many)]
         else:
             argv += [*self.tmpfs, place, *laid]
+        (code, writable), (report, told) = os.pipe(), os.pipe()  # after all that may fail
+        os.write(writable, instructions)
+        os.close(writable)
+        argv += ["--seccomp", str(code), "--json-status-fd", str(told)]
         argv += ["--remount-ro", "/", "--chdir", place, "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code, told), reports=(report,))
 

@@ -27,7 +27,10 @@ class Landlock:
 
     def wrap(self, command: Command) -> Command:
         shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
-        report, told = os.pipe()
+        trusted = Path(tempfile.mkdtemp(dir=command.folder / "tmp"))
+        # A folder on the import path must be readable, and that of `prepare` holds more than it.
+        (trusted / TRUSTED.name).symlink_to(TRUSTED)
+        report, told = os.pipe()  # after all that may fail
         # CUDA names its threads in /proc/self.
         write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
         options = {
@@ -38,9 +41,6 @@ class Landlock:
             "tell": told,
             "filter": base64.b64encode(seccomp.build_filter(sockets=False, grants=command.calls)).decode(),
         }
-        trusted = Path(tempfile.mkdtemp(dir=command.folder / "tmp"))
-        # A folder on the import path must be readable, and that of `prepare` holds more than it.
-        (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
         # Otherwise torch compiles in a pool of processes, whose locks need shared memory.
         path = {"PYTHONPATH": str(trusted)} if "PYTHONPATH" in command.env else {}
