@@ -690,7 +690,7 @@ def test_a_page_that_is_long_overdue_says_so(page, session, late, hidden, tmp_pa
 
 
 @browser
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), pytest.param(390, False, marks=pytest.mark.soak)])
 def test_a_thousand_experiments_open_in_any_window(page, thousand, width, dark):
     page.view(width, 844, dark=dark)
     page.open(thousand[1], fragment="#500")

@@ -138,7 +138,9 @@ def batch(done):
 @pytest.mark.parametrize(
     "values",
     (
-        {"DEPTH": "1", "WARMUP_RATIO": "0.2", "MODEL_DIM": "64", "HEAD_DIM": "16"},
+        pytest.param(
+            {"DEPTH": "1", "WARMUP_RATIO": "0.2", "MODEL_DIM": "64", "HEAD_DIM": "16"}, marks=pytest.mark.soak
+        ),
         {"WINDOW_PATTERN": '"SL"', "TOTAL_BATCH_SIZE": "4096", "MOMENTUM_WARMUP": "0"},
     ),
 )
