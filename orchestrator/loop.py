@@ -162,7 +162,8 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
         settings = proposal.settings if state.session.rule.chronological else {}
         old, new = (read_values(text) if settings else {} for text in (before, source))
         if moved := [name for name in settings if old.get(name) != new.get(name)]:  # it would be another change
-            raise NoAnswer(f"what it would start from now sets {', '.join(moved)}, too")
+            number = state.best if step.parent is None else step.parent
+            raise NoAnswer(f"experiment {number}, from which it would start now, sets {', '.join(moved)}, too")
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)
     if proposal.reverts is not None:

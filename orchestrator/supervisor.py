@@ -139,7 +139,7 @@ async def _watch_guidance(session: Session, path: Path) -> None:
             if text and session.state.is_automatic:
                 session.say("guidance.md is not followed: the optimizer proposes, and it reads no text")
             elif len(text) == GUIDANCE_CHARACTERS:
-                session.say(f"only the first {GUIDANCE_CHARACTERS:,} characters of guidance.md are read")
+                session.say(f"{GUIDANCE_CHARACTERS:,} characters of guidance.md are read, and no more")
         before = text
         await asyncio.sleep(LOOK_SECONDS)
 

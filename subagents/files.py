@@ -101,7 +101,8 @@ class EditedFiles:
         if missing := [name for name in find_missing_packages(*self.files.values()) if name not in known]:
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
         if not self.start or self.starts == MAX_STARTS:
-            return "Syntax and imports are in order. It was not run: check the shapes."
+            again = f" again, since {MAX_STARTS} times are enough" * bool(self.start)
+            return f"Syntax and imports are in order. It was not run{again}: check the shapes."
         self.starts += 1
         if isinstance(found := await self.start(self.text), str):
             raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")

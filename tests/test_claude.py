@@ -179,10 +179,10 @@ def test_a_turn_that_takes_too_long_is_told_paid_for_and_not_tried_again(mock):
     """Its server works all the time, and would do so again."""
     mock.state.scenarios.add(StreamFault("stall", after_chunks=2, stall_seconds=12.0, times=None))
     asking = Asking(mock.base_url("anthropic"))
-    asking.claude = replace(asking.claude, patience=0.3)
+    asking.claude = replace(asking.claude, patience=3.0)
     reply = asking()
 
-    assert (reply.stop_reason, reply.message["error"]) == ("failed", "it gave no answer in 0.3 s")
+    assert (reply.stop_reason, reply.message["error"]) == ("failed", "it gave no answer in 3 s")
     assert reply.usd == pytest.approx(asking.claude.at_most(request()))
     assert seen(mock) == 1
 

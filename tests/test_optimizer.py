@@ -458,4 +458,4 @@ def test_a_rebase_leaves_a_change_what_it_was_proposed_as(wide_night):
     assert max(map(len, starts.values())) > 1
     assert all(before == first for first, *others in starts.values() for before in others)
     given_up = [result.verdict.reason for result in state.results if result.status == "abandoned"]
-    assert "what it would start from now sets DEPTH, too" in given_up
+    assert "experiment 7, from which it would start now, sets DEPTH, too" in given_up

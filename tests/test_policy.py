@@ -779,7 +779,11 @@ def test_a_combination_takes_no_number_beyond_the_limit():
     state = replace(state, results=(miss(2, 0.9), miss(4, 1.2)), now=0.43 * 3600, next=24, skipped=frozenset({15, 16}))
 
     assert [step.task_id for step in find_due(state)] == ["combine 24"]
-    assert [step.task_id for step in find_due(replace(state, next=25))] == ["propose 15"]
+    late = replace(state, next=25)
+    assert [step.task_id for step in find_due(late)] == ["propose 15"]
+    rule = late.session.rule.model_copy(update={"chronological": False})
+    older = replace(late, started=late.session.model_copy(update={"rule": rule}))
+    assert [step.task_id for step in find_due(older)] == ["combine 25"], "what it recorded is replayed"
 
 
 def test_a_combination_undoes_no_keep_that_came_later_under_a_smaller_number():

@@ -149,7 +149,7 @@ def test_a_file_of_settings_that_is_not_read_is_named_and_one_that_is_read_in_pa
         said = [found.message for found in night.check() if found.subject == "scores"]
     assert said[1:] == [
         "nightshift.toml is not read: it does not lie beside src/train.py",
-        "only the first 12,000 characters of program.md are read",
+        "12,000 characters of program.md are read, and no more",
     ]
 
 

@@ -505,6 +505,8 @@ print('METRIC val_bpb=1')"""
     outcome = await bench.run(Bubblewrap())
     assert outcome.kind == "scored", outcome
     assert (await bench.run(Bubblewrap(), "open('1234', 'w')")).failure == "other", "a protected file"
+    few = Bench(tmp_path / "few", "open('made', 'w'); print('METRIC val_bpb=1')", {f"{n}": "x" for n in range(2_800)})
+    assert (await few.run(Bubblewrap())).kind == "scored", "as many as bubblewrap takes one by one"
 
 
 async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):
@@ -538,9 +540,11 @@ async def test_no_run_has_another_interpreter_than_those_before_it(tmp_path):
     python.symlink_to(sys.executable)
     bench.scorer = TaskFolder(bench.task, bench.scorer.repo, bench.scorer.commit)
     python.unlink()
-    outcome = await bench.run()
-    assert outcome.kind == "aborted", "else it would be scored"
-    assert outcome.reason == ".venv/bin/python, which a run needs, is not there"
+    for _ in range(2):
+        outcome = await bench.run()
+        assert outcome.kind == "aborted", "else it would be scored"
+        assert outcome.reason == ".venv/bin/python, which a run needs, is not there"
+        bench.scorer = TaskFolder(bench.task, bench.scorer.repo, bench.scorer.commit)  # as after `resume`
 
 
 async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):

@@ -143,4 +143,4 @@ def test_a_guidance_is_gone_only_where_it_is_not_there_twice(tmp_path):
     session, said = live(tmp_path, FakeCrew(), meanwhile=replace_slowly)
     careful, bold, gone = list_guidance(session)
     assert (careful, len(bold), bold[:8], gone) == ("be careful", GUIDANCE_CHARACTERS, "be bold!", "")
-    assert "only the first 8,000 characters of guidance.md are read" in said
+    assert "8,000 characters of guidance.md are read, and no more" in said

@@ -325,7 +325,7 @@ class Preflight:
             words = f"{TASK_FILE} is not read: it does not lie beside {self.options.script}"
             yield CheckResult("scores", "warn", words)
         if len(self.task.program) == PROGRAM_CHARACTERS:
-            words = f"only the first {PROGRAM_CHARACTERS:,} characters of program.md are read"
+            words = f"{PROGRAM_CHARACTERS:,} characters of program.md are read, and no more"
             yield CheckResult("scores", "warn", words)
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:

@@ -34,7 +34,8 @@ def find_task(script: Path) -> Task:
         return Task() if editable == (script.name,) else given.model_copy(update={"command": python})
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
-    data, program = given.data or (CACHE,) * resolve_home(CACHE).is_dir(), folder / "program.md"
+    usual = (CACHE,) * ("data" not in given.model_fields_set and resolve_home(CACHE).is_dir())
+    data, program = given.data or usual, folder / "program.md"
     for name in data:
         if not (folder / resolve_home(name)).exists():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
@@ -49,8 +50,9 @@ def find_main(script: Path, given: Task) -> str:
     """Return the name of the script that a run starts: that, or what nightshift.toml names. Raises UsageError."""
     if not given.named or script.name in given.named:
         return script.name
-    if script.name not in (Paths.script.name, *given.command.split()):
-        words = f"names {given.named[0]}, not {script.name}: add it to editable, or leave out --script"
+    if script.name != Paths.script.name and not given.command:
+        other = script.parent / given.named[0]
+        words = f"names {given.named[0]}, not {script.name}: add it to editable, or give --script {other}"
         raise UsageError(f"{script.parent / NAME} {words}")
     return given.named[0]
 

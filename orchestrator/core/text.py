@@ -31,7 +31,7 @@ def flatten(text: str) -> str:
 
 def name_numbers(text: str, session: str) -> str:
     """Return the text with `#7` written out as `experiment 7 of SESSION`: another session has a #7 of its own."""
-    return re.sub(r"(?<!\w)#(\d{1,5})\b", lambda number: f"experiment {number[1]} of {session}", text)  # no color
+    return re.sub(r"(?<!['\"])#(\d{1,5})\b", lambda number: f"experiment {number[1]} of {session}", text)  # no color
 
 
 def shorten(text: str, limit: int) -> str:

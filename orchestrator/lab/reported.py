@@ -82,7 +82,7 @@ class TaskFolder:
 
     def __post_init__(self) -> None:
         found = (home / ".venv" for home in self._homes)
-        self.venv = next((path for path in found if (path / "bin/python").exists()), None)
+        self.venv = next((path for path in found if path.is_dir()), None)
 
     @property
     def python(self) -> Path:

@@ -380,12 +380,13 @@ class Runner(BaseRunner[Scorer]):
 def remove_folder(folder: Path) -> None:
     """Remove a folder that hostile code has filled, whatever its depth and permissions.
 
-    Files keep theirs, since they may have other links, unless a path is too long for `find` to tell of it.
+    Files keep theirs, since they may have other links, unless `find` is not here or does not reach all folders.
     """
-    repair = ("find", folder, "-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";")
-    for command in (repair, ("chmod", "-R", "u+rwx", "--", folder)):
+    repair = ("find", folder, "-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", "+")
+    for command in (*[repair] * 3, ("chmod", "-R", "u+rwx", "--", folder)):  # it enters a folder before it is repaired
         if folder.exists():
-            _run_command(*command)
+            with suppress(FileNotFoundError):
+                _run_command(*command)
             _run_command("rm", "-rf", "--", folder)
 
 

@@ -180,7 +180,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     numbers = list(islice(chain(sorted(state.skipped), range(state.next, end)), wanted))
     if not numbers:
         return []
-    own = find_ablation(state) or find_combination(state) if state.next < end else None
+    chronological = state.session.rule.chronological
+    own = find_ablation(state) or find_combination(state) if state.next < end or not chronological else None
     if own:
         verb, proposed = "combine" if own.combines else "ablate", ev.Proposed(experiment=state.next, proposal=own)
         return [steps.Append(proposed, f"{verb} {state.next}", steps.Propose(state.next, 1, 0).resources)]
@@ -189,7 +190,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
         return [steps.Append(fallback, "fall back")]
     batches = (list(batch) for _, batch in groupby(numbers, lambda number: (number - 1) // steps.BATCH))
     requests = (steps.Propose(batch[0], len(batch), state.unanswered) for batch in batches)
-    in_turn = state.is_automatic and state.session.rule.chronological  # at once, each by what those before it proposed
+    in_turn = state.is_automatic and chronological  # at once, each by what those before it proposed
     return list(islice(requests, 1 if in_turn else max(1, len(numbers) // steps.BATCH)))
 
 

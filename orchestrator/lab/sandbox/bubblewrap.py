@@ -10,7 +10,7 @@ from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command
 
 NOBODY = "65534"  # user and group inside, where root has started it
-MANY, MOST_WORDS = 300, 8_000
+MANY, MOST_WORDS = 300, 8_980  # bubblewrap reads 9,000
 """Entries from which on a folder is bound as a whole, since each takes a mount of its own; fewer where all of them
 would take more words than these: bwrap takes 9,000."""
 
@@ -40,10 +40,10 @@ class Bubblewrap:
         argv += ["--remount-ro", "/dev"]
         place, tmp = str(command.folder), command.folder / "tmp"
         kept = command.protected and {at for path in command.protected for at in (path, *path.parents)}
-        many = MANY
-        while len(laid := [*self._lay(command.folder, kept, many)]) > MOST_WORDS and many > 1:
+        many, room = MANY, MOST_WORDS - len(argv) - len(command.argv)
+        while len(laid := [*self._lay(command.folder, kept, many)]) > room and many > 1:
             many //= 2
-        if len(laid) > MOST_WORDS:  # too much lies side by side: it is bound as a whole, except its `tmp`
+        if len(laid) > room:  # too much lies side by side: it is bound as a whole, except its `tmp`
             argv += ["--ro-bind", place, place, *self.tmpfs, str(tmp), *self._lay(tmp, kept, many)]
         else:
             argv += [*self.tmpfs, place, *laid]
