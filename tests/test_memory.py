@@ -146,6 +146,16 @@ def test_what_another_gpu_found_is_not_recalled(tmp_path):
     assert found[2] == 0
 
 
+def test_a_keep_that_waits_for_its_post_mortem_is_recalled(sessions, tmp_path):
+    with closing(Session(sessions / "first/session.db", read_only=True)) as first:
+        last = [record for record in first.records if record.event.kind == "promoted"][-1]
+        first.fork(tmp_path / "cut/session.db", last.seq + 1).close()
+
+    latest = recall_results(tmp_path, PROFILE, EXAMINED)[0][0]
+
+    assert (latest.experiment, latest.status) == (last.event.experiment, "kept")
+
+
 def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
     unknown = PROFILE.model_copy(update={"sigma": 0.0})
     for seed in range(2):

@@ -46,9 +46,9 @@ def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
 
 
 def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
-    """Yield what was tested and the constants that it changed, the latest first, each with the commit of the test."""
+    """Yield what was judged and the constants that it changed, the latest first, each with the commit of the test."""
     gaps = list_gaps(session.state)
-    for result in reversed(session.state.results):
+    for result in reversed(session.state.judged):
         proposal, verdict, commit = result.proposal, result.verdict, result.commit
         if result.experiment == 0 or commit is None or result.status in UNTESTED or proposal.reverts is not None:
             continue
