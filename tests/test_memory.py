@@ -24,6 +24,7 @@ from prepare.constants import read_values
 from prepare.files import list_by_age
 from tests.fakes import PROFILE
 from tests.simulated import SOURCE, night, true_score
+from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
 
 EXPERIMENTS = 14
@@ -135,6 +136,24 @@ def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp
 
     assert recall() == recall(program="be careful") > 0
     assert recall(metric=Metric(name="accuracy")) == recall(command="python other.py") == 0
+
+
+def test_a_reported_task_is_told_only_of_its_own_project(tmp_path):
+    task = Task(form="reported", command="python fit.py", editable=("fit.py",))
+    place = ground(tmp_path / "place", {"a/fit.py": SOURCE, "b/fit.py": SOURCE})
+    other = ground(tmp_path / "other", {"a/fit.py": "another repository"})
+    begin, sessions = git(place, "rev-parse", "HEAD"), tmp_path / "sessions"
+    known = {"experiments": 3, "hours": 0.2, "task": task, "commit": begin}
+    night(sessions / "first/session.db", folder="a", **known).close()
+    git(place, "commit", "-q", "--amend", "--allow-empty", "-m", "the user goes on")
+
+    scripts = place / "a/fit.py", place / "b/fit.py", other / "a/fit.py"
+    told, *untold = [recall_results(sessions, PROFILE, task, repo=Repo(script, "second", task)) for script in scripts]
+
+    assert told[0]
+    assert untold == [((), PooledVariance())] * 2
+    night(sessions / "older/session.db", **known).close()
+    assert recall_results(sessions, PROFILE, task, repo=Repo(scripts[1], "second", task))[0], "its folder is not known"
 
 
 def test_what_another_gpu_found_is_not_recalled(tmp_path):

@@ -8,6 +8,7 @@ from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
 from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.policy.pruning import list_gaps
+from orchestrator.repo import Repo
 from orchestrator.session.store import DAMAGE, Session
 from prepare.command import UserError
 from prepare.constants import read_values
@@ -18,18 +19,20 @@ MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits
 
 
 def recall_results(
-    sessions: Path, profile: SessionProfile, task: Task, gpu: str = ""
+    sessions: Path, profile: SessionProfile, task: Task, gpu: str = "", repo: Repo | None = None
 ) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
     """Return the results of the latest sessions with this task, data, budget and GPU, newest first, and their noise.
 
-    What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
+    Of a reported task, whose data are not known, only those of the project in `repo`, where it is given. What a fork
+    shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
     found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
             alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
-            if alike and list_conditions(started.profile, started.task) == list_conditions(profile, task):
+            alike = alike and list_conditions(started.profile, started.task) == list_conditions(profile, task)
+            if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
                 if fresh or begin not in known:  # a night may have measured its baseline only
