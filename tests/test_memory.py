@@ -188,6 +188,20 @@ def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
     assert (found, variance.dof) == ((), 2 * 2)
 
 
+def test_the_noise_that_forks_share_counts_once_whatever_each_found(sessions, earlier, tmp_path):
+    with closing(Session(sessions / "first/session.db", read_only=True)) as first:
+        ends = [record.seq + 1 for record in first.records if record.event.kind in ("reflected", "closed")]
+        for age, end in enumerate((ends[3], ends[6], len(first.records))):
+            path = tmp_path / f"fork-{end}/session.db"
+            first.fork(path, end).close()
+            os.utime(path, (0, 90 - age))
+
+        found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+
+        assert len(found) == len(earlier)
+        assert variance == first.state.variance
+
+
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):
     paths = [tmp_path / f"{n}.db" for n in range(3)]
     for age, path in enumerate(paths):

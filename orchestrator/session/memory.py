@@ -1,7 +1,9 @@
 """Recall what earlier sessions found, so that a new night starts from there."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import reduce
 from pathlib import Path
 
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
@@ -24,22 +26,20 @@ def recall_results(
     """Return the results of the latest sessions with this task, data, budget and GPU, newest first, and their noise.
 
     Of a reported task, whose data are not known, only those of the project in `repo`, where it is given. What a fork
-    shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
+    shares with its parent counts once, and of their noise the best measured. A damaged file has nothing to add;
+    `sessions` reports it.
     """
-    found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
+    found, noise = dict[str, EarlierResult](), defaultdict[object, PooledVariance](PooledVariance)
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
             alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
             alike = alike and list_conditions(started.profile, started.task) == list_conditions(profile, task)
             if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
-                fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
+                found |= {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
-                if fresh or begin not in known:  # a night may have measured its baseline only
-                    variance = variance.pool(session.state.variance)
-                known.add(begin)
-                found |= fresh
-    return tuple(found.values())[:MAX_RESULTS], variance
+                noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
+    return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
 
 
 def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
