@@ -23,11 +23,19 @@ from orchestrator.session.store import Session
 from prepare.constants import read_values
 from prepare.files import list_by_age
 from tests.fakes import PROFILE
-from tests.simulated import SOURCE, night, true_score
+from tests.simulated import SOURCE, Landscape, night, true_score
 from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
 
 EXPERIMENTS = 14
+
+
+class Exact(Landscape):
+    """Like it, but its runs differ by nothing."""
+
+    async def train(self, granted, source):
+        outcome = await super().train(granted, source)
+        return outcome.model_copy(update={"val_bpb": true_score(source)})
 
 
 def simulate(folder, name, experiments=EXPERIMENTS, **changes):
@@ -200,6 +208,15 @@ def test_the_noise_that_forks_share_counts_once_whatever_each_found(sessions, ea
 
         assert len(found) == len(earlier)
         assert variance == first.state.variance
+
+
+def test_nights_whose_runs_are_identical_tell_no_noise(tmp_path):
+    simulate(tmp_path, "first", experiments=3, lab=Exact).close()
+
+    found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+
+    assert found
+    assert variance == PooledVariance()
 
 
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):

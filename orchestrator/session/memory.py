@@ -38,7 +38,8 @@ def recall_results(
             if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
                 found |= {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
-                noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
+                if not started.task.is_repeated:  # runs that are identical tell nothing of the noise of others
+                    noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
     return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
 
 
