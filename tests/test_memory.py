@@ -11,11 +11,12 @@ import pytest
 from orchestrator.agents import briefing
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
-from orchestrator.core.events import Origin
+from orchestrator.core.events import EarlierResult, Origin
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
 from orchestrator.executor import LocalExecutor
+from orchestrator.optimizer.search import read_search, stack_near_misses
 from orchestrator.policy.evidence import calibrate_noise
 from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
@@ -108,6 +109,27 @@ def test_a_single_keep_that_is_not_in_force_is_tried_first(tmp_path, earlier):
     kept = next(past for past in earlier if past.status == "kept")
     session = simulate(tmp_path, "second", experiments=1, earlier=(kept,))
     assert session.state.results[-1].proposal.settings == kept.changes
+
+
+def test_what_an_ablation_reverted_is_not_tried_again(tmp_path):
+    told = (
+        ("MATRIX_LR", 0.04, 0.08, "reverted", 0.02),
+        ("SCALAR_LR", 0.5, 0.8, "discarded", 0.003),
+        ("SOFTCAP", 15.0, 25.0, "discarded", -0.004),
+        ("ADAM_BETA1", 0.8, 0.9, "discarded", -0.01),
+    )
+    earlier = [
+        EarlierResult(session="first", experiment=n, title=name, family="optimizer", error=0.002, **of)
+        for n, (name, old, new, status, gain) in enumerate(told)
+        if (of := {"changes": {name: new}, "before": {name: old}, "status": status, "gain": gain})
+    ]
+    session = simulate(tmp_path, "second", experiments=1, earlier=earlier)
+
+    search = read_search(session.state, session.get)
+    assert stack_near_misses(search) is None
+    assert search.is_new({"MATRIX_LR": 0.07})
+    assert not search.is_new({"MATRIX_LR": 0.08})
+    assert "MATRIX_LR" not in session.state.results[-1].proposal.settings
 
 
 def test_the_researcher_is_told_what_did_best_and_what_failed_and_never_by_a_bare_number(tmp_path, earlier):
