@@ -7,6 +7,7 @@ import io
 import json
 import re
 import time
+import types
 from itertools import pairwise
 
 import plotly.graph_objects as go
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
+from orchestrator.core.state import fold
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
@@ -388,6 +390,20 @@ def test_the_charts_are_figures_of_plotly(session):
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
     assert bars[0] == pytest.approx(2 * sigma / session.state.session.profile.baseline_runs**0.5)
+
+
+def test_the_hours_of_the_chart_are_those_of_the_night_and_not_of_the_days_between_two_lives(session):
+    judged = [record.seq for record in session.records if record.event.kind in ("kept", "discarded")]
+    cut, pause = judged[3] + 1, 3 * 24 * 3600.0
+    resumed = ev.Record(seq=cut, at=session.records[cut - 1].at + pause, task_id="", event=ev.Resumed())
+    later = [record.model_copy(update={"at": record.at + pause}) for record in session.records[cut:]]
+    records = [*session.records[:cut], resumed, *later]
+    log = types.SimpleNamespace(records=records, state=fold(records), get=session.get)
+
+    hours = _list_axes(log, list_rows(log.state))["hours"]
+
+    assert hours == pytest.approx(_list_axes(session, list_rows(session.state))["hours"])
+    assert max(hours.values()) <= log.state.hours < 24
 
 
 def test_a_number_that_a_script_reports_takes_the_place_of_no_axis(session):
