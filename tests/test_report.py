@@ -716,6 +716,20 @@ def test_a_thousand_experiments_open_in_any_window(page, thousand, width, dark):
     assert page.requests() == [thousand[1].as_uri()]
 
 
+def test_what_waits_for_its_post_mortem_was_tested(session):
+    end = max(record.seq for record in session.records if record.event.kind == "promoted") + 1
+    records = session.records[:end]
+    state = fold(records)
+
+    table = comparison.summarize_session(state, records).table
+
+    assert len(state.judged) == len(state.results) + 1
+    assert table["not tested"] == str(summarize(state).untested)
+    same = {name: getattr(state.session, name) for name in ev.SessionSettings.model_fields}
+    fork = ev.Record(seq=end, at=state.now, task_id="", event=ev.Forked(parent="night@1", **same))
+    assert comparison.summarize_session(state, [*records, fork]).table["shared with its parent"] == table["experiments"]
+
+
 def test_a_fork_is_no_further_night_of_its_own(session):
     row = comparison.summarize_session(session.state, session.records)
     fork = dataclasses.replace(row, conditions=(*row.conditions[:-1], "first@3"))
