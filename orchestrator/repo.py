@@ -243,6 +243,10 @@ class Repo:
                     return None
             time.sleep(0.5)
 
+    def has_begun(self, commit: str, folder: str) -> bool:
+        """Return whether a session that began at that commit, in that folder of its repository, is of this project."""
+        return folder in {"", str(self.prefix)} and self._resolve(f"{commit}^{{commit}}") is not None
+
     def begin_with(self, origin: str, source: str, message: str) -> str:
         """Return a commit of another session's best, whose text is `source` unless `origin` is here. Raises RepoError.
 

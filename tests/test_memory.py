@@ -11,11 +11,12 @@ import pytest
 from orchestrator.agents import briefing
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
-from orchestrator.core.events import Origin
+from orchestrator.core.events import EarlierResult, Origin
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
 from orchestrator.executor import LocalExecutor
+from orchestrator.optimizer.search import read_search, stack_near_misses
 from orchestrator.policy.evidence import calibrate_noise
 from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
@@ -23,10 +24,19 @@ from orchestrator.session.store import Session
 from prepare.constants import read_values
 from prepare.files import list_by_age
 from tests.fakes import PROFILE
-from tests.simulated import SOURCE, night, true_score
+from tests.simulated import SOURCE, Landscape, night, true_score
+from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
 
 EXPERIMENTS = 14
+
+
+class Exact(Landscape):
+    """Like it, but its runs differ by nothing."""
+
+    async def train(self, granted, source):
+        outcome = await super().train(granted, source)
+        return outcome.model_copy(update={"val_bpb": true_score(source)})
 
 
 def simulate(folder, name, experiments=EXPERIMENTS, **changes):
@@ -101,6 +111,27 @@ def test_a_single_keep_that_is_not_in_force_is_tried_first(tmp_path, earlier):
     assert session.state.results[-1].proposal.settings == kept.changes
 
 
+def test_what_an_ablation_reverted_is_not_tried_again(tmp_path):
+    told = (
+        ("MATRIX_LR", 0.04, 0.08, "reverted", 0.02),
+        ("SCALAR_LR", 0.5, 0.8, "discarded", 0.003),
+        ("SOFTCAP", 15.0, 25.0, "discarded", -0.004),
+        ("ADAM_BETA1", 0.8, 0.9, "discarded", -0.01),
+    )
+    earlier = [
+        EarlierResult(session="first", experiment=n, title=name, family="optimizer", error=0.002, **of)
+        for n, (name, old, new, status, gain) in enumerate(told)
+        if (of := {"changes": {name: new}, "before": {name: old}, "status": status, "gain": gain})
+    ]
+    session = simulate(tmp_path, "second", experiments=1, earlier=earlier)
+
+    search = read_search(session.state, session.get)
+    assert stack_near_misses(search) is None
+    assert search.is_new({"MATRIX_LR": 0.07})
+    assert not search.is_new({"MATRIX_LR": 0.08})
+    assert "MATRIX_LR" not in session.state.results[-1].proposal.settings
+
+
 def test_the_researcher_is_told_what_did_best_and_what_failed_and_never_by_a_bare_number(tmp_path, earlier):
     session = simulate(tmp_path, "second", earlier=earlier)
 
@@ -137,6 +168,24 @@ def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp
     assert recall(metric=Metric(name="accuracy")) == recall(command="python other.py") == 0
 
 
+def test_a_reported_task_is_told_only_of_its_own_project(tmp_path):
+    task = Task(form="reported", command="python fit.py", editable=("fit.py",))
+    place = ground(tmp_path / "place", {"a/fit.py": SOURCE, "b/fit.py": SOURCE})
+    other = ground(tmp_path / "other", {"a/fit.py": "another repository"})
+    begin, sessions = git(place, "rev-parse", "HEAD"), tmp_path / "sessions"
+    known = {"experiments": 3, "hours": 0.2, "task": task, "commit": begin}
+    night(sessions / "first/session.db", folder="a", **known).close()
+    git(place, "commit", "-q", "--amend", "--allow-empty", "-m", "the user goes on")
+
+    scripts = place / "a/fit.py", place / "b/fit.py", other / "a/fit.py"
+    told, *untold = [recall_results(sessions, PROFILE, task, repo=Repo(script, "second", task)) for script in scripts]
+
+    assert told[0]
+    assert untold == [((), PooledVariance())] * 2
+    night(sessions / "older/session.db", **known).close()
+    assert recall_results(sessions, PROFILE, task, repo=Repo(scripts[1], "second", task))[0], "its folder is not known"
+
+
 def test_what_another_gpu_found_is_not_recalled(tmp_path):
     simulate(tmp_path, "first", experiments=3, gpu="NVIDIA A100, 86 GB").close()
 
@@ -144,6 +193,16 @@ def test_what_another_gpu_found_is_not_recalled(tmp_path):
     found = [len(recall_results(tmp_path, PROFILE, EXAMINED, gpu)[0]) for gpu in names]
     assert found[0] == found[1] > 0
     assert found[2] == 0
+
+
+def test_a_keep_that_waits_for_its_post_mortem_is_recalled(sessions, tmp_path):
+    with closing(Session(sessions / "first/session.db", read_only=True)) as first:
+        last = [record for record in first.records if record.event.kind == "promoted"][-1]
+        first.fork(tmp_path / "cut/session.db", last.seq + 1).close()
+
+    latest = recall_results(tmp_path, PROFILE, EXAMINED)[0][0]
+
+    assert (latest.experiment, latest.status) == (last.event.experiment, "kept")
 
 
 def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
@@ -157,6 +216,29 @@ def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
     found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
 
     assert (found, variance.dof) == ((), 2 * 2)
+
+
+def test_the_noise_that_forks_share_counts_once_whatever_each_found(sessions, earlier, tmp_path):
+    with closing(Session(sessions / "first/session.db", read_only=True)) as first:
+        ends = [record.seq + 1 for record in first.records if record.event.kind in ("reflected", "closed")]
+        for age, end in enumerate((ends[3], ends[6], len(first.records))):
+            path = tmp_path / f"fork-{end}/session.db"
+            first.fork(path, end).close()
+            os.utime(path, (0, 90 - age))
+
+        found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+
+        assert len(found) == len(earlier)
+        assert variance == first.state.variance
+
+
+def test_nights_whose_runs_are_identical_tell_no_noise(tmp_path):
+    simulate(tmp_path, "first", experiments=3, lab=Exact).close()
+
+    found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+
+    assert found
+    assert variance == PooledVariance()
 
 
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):

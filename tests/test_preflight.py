@@ -38,6 +38,18 @@ def test_a_name_is_letters_and_digits(place, name):
         check_name(place, name)
 
 
+def test_a_name_whose_pages_are_those_of_a_deleted_night_is_refused(place):
+    options = Options(place / "sessions", place / "data", place / "train.py", place / "musings")
+    pages = options.musings / "tonight"
+    pages.mkdir(parents=True)
+    (pages / "note.md").write_text("the user's own")
+    Preflight(options, "tonight", "optuna").check_name()
+    (pages / "001-a.md").write_text("# A page")
+    with pytest.raises(UsageError, match="tonight holds pages of an earlier session called tonight: move them"):
+        Preflight(options, "tonight", "optuna").check_name()
+    Preflight(options, "tonight-2", "optuna").check_name()
+
+
 @pytest.mark.parametrize(
     "name",
     [

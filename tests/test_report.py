@@ -7,6 +7,7 @@ import io
 import json
 import re
 import time
+import types
 from itertools import pairwise
 
 import plotly.graph_objects as go
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
+from orchestrator.core.state import fold
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
@@ -390,6 +392,20 @@ def test_the_charts_are_figures_of_plotly(session):
     assert bars[0] == pytest.approx(2 * sigma / session.state.session.profile.baseline_runs**0.5)
 
 
+def test_the_hours_of_the_chart_are_those_of_the_night_and_not_of_the_days_between_two_lives(session):
+    judged = [record.seq for record in session.records if record.event.kind in ("kept", "discarded")]
+    cut, pause = judged[3] + 1, 3 * 24 * 3600.0
+    resumed = ev.Record(seq=cut, at=session.records[cut - 1].at + pause, task_id="", event=ev.Resumed())
+    later = [record.model_copy(update={"at": record.at + pause}) for record in session.records[cut:]]
+    records = [*session.records[:cut], resumed, *later]
+    log = types.SimpleNamespace(records=records, state=fold(records), get=session.get)
+
+    hours = _list_axes(log, list_rows(log.state))["hours"]
+
+    assert hours == pytest.approx(_list_axes(session, list_rows(session.state))["hours"])
+    assert max(hours.values()) <= log.state.hours < 24
+
+
 def test_a_number_that_a_script_reports_takes_the_place_of_no_axis(session):
     numbers = {"hours": -1.0, "experiment": -1.0, "own": 7.0}
     rows = [
@@ -698,6 +714,20 @@ def test_a_thousand_experiments_open_in_any_window(page, thousand, width, dark):
     assert page.run("document.querySelectorAll('#experiments details').length") == 1001
     assert page.complaints() == []
     assert page.requests() == [thousand[1].as_uri()]
+
+
+def test_what_waits_for_its_post_mortem_was_tested(session):
+    end = max(record.seq for record in session.records if record.event.kind == "promoted") + 1
+    records = session.records[:end]
+    state = fold(records)
+
+    table = comparison.summarize_session(state, records).table
+
+    assert len(state.judged) == len(state.results) + 1
+    assert table["not tested"] == str(summarize(state).untested)
+    same = {name: getattr(state.session, name) for name in ev.SessionSettings.model_fields}
+    fork = ev.Record(seq=end, at=state.now, task_id="", event=ev.Forked(parent="night@1", **same))
+    assert comparison.summarize_session(state, [*records, fork]).table["shared with its parent"] == table["experiments"]
 
 
 def test_a_fork_is_no_further_night_of_its_own(session):

@@ -344,6 +344,10 @@ class Preflight:
             raise UsageError(f"{self.name!r} cannot be a name: {words}")
         if (folder := self.options.sessions / self.name).exists():
             raise UsageError(f"there is a session in {folder} already: resume it, or choose another name")
+        if any((pages := self.options.musings / self.name).glob("[0-9]*.md")):
+            # agents would read them as this night's
+            words = f"holds pages of an earlier session called {self.name}: move them away, or choose another name"
+            raise UsageError(f"{pages} {words}")
         self.repo.check_free()
 
     def list_gpus(self) -> list[Gpu]:

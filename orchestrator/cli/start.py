@@ -44,7 +44,7 @@ def start_night(night: Preflight) -> None:
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
     if night.options.memory:
-        earlier, variance = recall_results(night.options.sessions, profile, night.task, night.gpu)
+        earlier, variance = recall_results(night.options.sessions, profile, night.task, night.gpu, night.repo)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {count(len(earlier), 'result')} of {names} (or without, by --no-memory)")
@@ -55,6 +55,7 @@ def start_night(night: Preflight) -> None:
         gpu=night.gpu,
         seed=random.SystemRandom().randrange(1 << 31) if night.options.seed is None else night.options.seed,
         commit=night.repo.get_start(),
+        folder=str(night.repo.prefix),
         profile=calibrate_noise(profile, variance),
         rule=KEEP_RULE,
         earlier=earlier,

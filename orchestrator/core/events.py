@@ -271,6 +271,7 @@ class Started(SessionSettings, BaseEvent, kind="started"):
     slots: int = Field(default=1, le=100_000)  # they are listed
     seed: int  # seed that all other seeds are drawn from
     commit: str
+    folder: str = ""  # of the script, in its repository; empty where it was not recorded
     profile: SessionProfile
     versions: dict[str, str]
     earlier: tuple[EarlierResult, ...] = ()  # what earlier sessions found, the latest first

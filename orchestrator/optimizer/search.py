@@ -177,11 +177,12 @@ def _list_earlier_trials(earlier: Sequence[EarlierResult], values: Assignment) -
     """Yield the trials of earlier sessions, oldest first; what was kept there but is not in force here is open."""
     for past in reversed(earlier):
         if past.changes and past.changes.keys() <= values.keys():
-            outcome = "failed" if past.gain is None else "discarded"
+            gain = None if past.status == "reverted" else past.gain  # which an ablation has refuted
+            outcome = "failed" if gain is None else "discarded"
             if past.status == "kept":
                 outcome = "kept" if past.changes.items() <= values.items() else "open"
             name = f"experiment {past.experiment} of {past.session}"
-            yield Trial(name, past.changes, past.before, outcome, past.gain, past.error)
+            yield Trial(name, past.changes, past.before, outcome, gain, past.error)
 
 
 def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:

@@ -1,13 +1,16 @@
 """Recall what earlier sessions found, so that a new night starts from there."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import reduce
 from pathlib import Path
 
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
 from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.policy.pruning import list_gaps
+from orchestrator.repo import Repo
 from orchestrator.session.store import DAMAGE, Session
 from prepare.command import UserError
 from prepare.constants import read_values
@@ -18,25 +21,26 @@ MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits
 
 
 def recall_results(
-    sessions: Path, profile: SessionProfile, task: Task, gpu: str = ""
+    sessions: Path, profile: SessionProfile, task: Task, gpu: str = "", repo: Repo | None = None
 ) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
     """Return the results of the latest sessions with this task, data, budget and GPU, newest first, and their noise.
 
-    What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
+    Of a reported task, whose data are not known, only those of the project in `repo`, where it is given. What a fork
+    shares with its parent counts once, and of their noise the best measured. A damaged file has nothing to add;
+    `sessions` reports it.
     """
-    found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
+    found, noise = dict[str, EarlierResult](), defaultdict[object, PooledVariance](PooledVariance)
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.session
             alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
-            if alike and list_conditions(started.profile, started.task) == list_conditions(profile, task):
-                fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
+            alike = alike and list_conditions(started.profile, started.task) == list_conditions(profile, task)
+            if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
+                found |= {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
-                if fresh or begin not in known:  # a night may have measured its baseline only
-                    variance = variance.pool(session.state.variance)
-                known.add(begin)
-                found |= fresh
-    return tuple(found.values())[:MAX_RESULTS], variance
+                if not started.task.is_repeated:  # runs that are identical tell nothing of the noise of others
+                    noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
+    return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
 
 
 def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
@@ -46,9 +50,9 @@ def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
 
 
 def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
-    """Yield what was tested and the constants that it changed, the latest first, each with the commit of the test."""
+    """Yield what was judged and the constants that it changed, the latest first, each with the commit of the test."""
     gaps = list_gaps(session.state)
-    for result in reversed(session.state.results):
+    for result in reversed(session.state.judged):
         proposal, verdict, commit = result.proposal, result.verdict, result.commit
         if result.experiment == 0 or commit is None or result.status in UNTESTED or proposal.reverts is not None:
             continue

@@ -44,21 +44,21 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     if state.incumbent is None:
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
-    tested = [result for result in state.tried if result.status not in UNTESTED]
     metric, forks = summary.task.metric, [at for at, each in enumerate(records) if isinstance(each.event, ev.Forked)]
     shared = fold(records[: max(forks, default=0)])  # what a fork has of its parent
-    own = max(summary.tried - len(shared.tried), 1)
-    verdicts = [r.verdict for r in state.tried if r.experiment >= shared.next or r.experiment in shared.skipped]
+    judged, inherited = ([r for r in each.judged if r.experiment and not r.is_lost] for each in (state, shared))
+    tested, own = [r for r in judged if r.status not in UNTESTED], max(len(judged) - len(inherited), 1)
+    verdicts = [r.verdict for r in judged if r.experiment >= shared.next or r.experiment in shared.skipped]
     step = sum(verdict.gain for verdict in verdicts if isinstance(verdict, ev.Evidence)) / max(len(verdicts), 1)
     tokens, before = (sum(u.input + u.output for u in each.usage.values()) for each in (state, shared))
     table = {
         "crew and style": arm,
         "experiments": f"{summary.tried:,}",
-        "shared with its parent": str(len(shared.tried)),
-        "not tested": str(summary.tried - len(tested)),
+        "shared with its parent": str(len(inherited)),
+        "not tested": str(summary.untested),
         "kept": f"{summary.kept} ({100 * summary.kept / max(summary.tried, 1):.0f} %)",
-        "crashed": str(sum(result.status == "crashed" for result in state.tried)),
-        "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
+        "crashed": str(sum(result.status == "crashed" for result in judged)),
+        "repeats refused": str(sum(result.status == "refused" for result in judged)),
         "families tried": str(len({result.proposal.family for result in tested})),
         "baseline": metric.format_score(summary.baseline),
         "best": metric.format_score(summary.best),

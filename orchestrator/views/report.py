@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from pyarrow import csv
 
-from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
+from orchestrator.core.events import Discarded, Failed, Forked, Kept, ModelReplied, Pruned, Resumed
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds, remember_each
@@ -127,11 +127,7 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
     """Return where each experiment lies along each axis of the chart of scores."""
     axes: dict[str, Places] = {
         "experiment": {row.experiment: row.experiment for row in rows},
-        "hours": {
-            record.event.experiment: (record.at - log.state.started_at) / 3600
-            for record in log.records
-            if isinstance(record.event, Kept | Discarded | Failed | Pruned)
-        },
+        "hours": dict(_list_hours(log)),
         "MB of memory": {
             row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
         },
@@ -140,6 +136,17 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
     for name in [name for name in reported if name not in axes]:
         axes[name] = {row.experiment: row.scores[0].reported.get(name) for row in rows if row.scores}
     return axes
+
+
+def _list_hours(log: LogReader) -> Iterator[tuple[int, float]]:
+    """Yield each experiment and the hours spent until its verdict; what passes between two lives does not count."""
+    begin, before = log.state.started_at, 0.0
+    for record in log.records:
+        if isinstance(record.event, Resumed | Forked):
+            begin += record.at - before
+        elif isinstance(record.event, Kept | Discarded | Failed | Pruned):
+            yield record.event.experiment, (record.at - begin) / 3600
+        before = record.at
 
 
 def write_results(state: State) -> str:
