@@ -21,6 +21,7 @@ from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
+from orchestrator.ports import Log
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
@@ -273,6 +274,14 @@ def test_the_order_is_what_a_reader_asks_for(session):
     base, head = session.state.parents[0].commit[:12], session.state.parent.commit[:12]
     for words in (f"git diff {base}..{head}", f"git cherry-pick {base}..{head}", suggest_command(session)):
         assert f'<pre class="copy">{words}</pre>' in html
+
+
+def test_a_night_that_was_killed_is_resumed_and_one_that_is_over_is_forked(session):
+    log, told = Log(), list[str]()
+    for record in session.records:
+        log.fold(record)
+        told.append(suggest_command(log).split(" -m orchestrator ")[-1].split()[0])
+    assert told == ["resume"] * (len(told) - 1) + ["fork"]
 
 
 def test_the_best_score_is_one_number_everywhere(session, tmp_path):
