@@ -28,6 +28,7 @@ from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import (
     _list_axes,
+    has_log,
     list_files,
     render_report,
     write_files,
@@ -274,6 +275,19 @@ def test_the_order_is_what_a_reader_asks_for(session):
     base, head = session.state.parents[0].commit[:12], session.state.parent.commit[:12]
     for words in (f"git diff {base}..{head}", f"git cherry-pick {base}..{head}", suggest_command(session)):
         assert f'<pre class="copy">{words}</pre>' in html
+
+
+def test_files_of_a_session_are_told_from_those_of_its_fork(session, folder, tmp_path):
+    earlier, fork = Log(), Log()
+    earlier.fold(*session.records[:60])
+    settings = {name: getattr(session.state.session, name) for name in ev.SessionSettings.model_fields}
+    forked = ev.Forked(parent="s@60", **settings)
+    fork.fold(*earlier.records, ev.Record(seq=60, at=earlier.state.now, task_id="", event=forked))
+    write_log(fork, tmp_path)
+    assert [has_log(log, folder) for log in (session, earlier, fork)] == [True, True, False]
+    assert [has_log(log, tmp_path) for log in (session, earlier, fork)] == [False, True, True]
+    write_log(earlier, tmp_path)
+    assert [has_log(log, tmp_path) for log in (session, earlier, fork)] == [True, True, False]
 
 
 def test_a_night_that_was_killed_is_resumed_and_one_that_is_over_is_forked(session):
