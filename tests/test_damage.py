@@ -204,6 +204,20 @@ def test_what_is_sound_of_a_damaged_file_is_read_when_asked(tmp_path):
     assert "<html" in (tmp_path / "saved/report.html").read_text()
 
 
+@pytest.mark.parametrize(("field", "value"), [("$.rule.later", True), ("$.kind", "later"), ("$.slots", 10**9)])
+def test_a_session_whose_first_event_cannot_be_read_is_not_to_be_deleted(field, value, tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "mailed.db"))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("update events set body = json_set(body, ?, json(?)) where seq = 0", (field, json.dumps(value)))
+        db.commit()
+    for options in ([], ["--salvage"]):
+        code, _, err = run("replay", str(path), *options)
+        assert (code, err.count("\n"), len(err) < 400) == (2, 1, True), err
+        assert "is damaged: event 0: " in err
+        assert "delete" not in err
+        assert ("was written by a newer Nightshift, or " in err) == ("later" in f"{field}{value}")
+
+
 def script(statements: str):
     def damage(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db:

@@ -205,6 +205,8 @@ def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows
 
 def test_what_ends_while_the_notebook_is_rewritten_is_still_to_be_read():
     early, late = make_state(20), make_state(28)
+    known, new = (synthetic.proposal(random.Random(i), title=f"Draft {i}") for i in range(2))
+    early, late = replace(early, shelved=(known,)), replace(late, shelved=(known, new))
     log, noted = synthetic.log(28), []
     log.state = early
 
@@ -224,12 +226,12 @@ def test_what_ends_while_the_notebook_is_rewritten_is_still_to_be_read():
 
     assert [event.told for event in noted] == [20, 20], "in a conversation of its own, and beside a proposal"
     state = add(late, *noted)
-    assert (state.consolidated, state.noted) == (20, 20)
+    assert (state.consolidated, state.noted, state.shelved) == (20, 20, (new,))
     unread = brief_researcher(state, state.next, 1, "")
     assert unread["read"] == f"#{early.tried[-1].experiment}"
     assert unread["near_misses"]
-    old = add(late, noted[0].model_copy(update={"told": None}))
-    assert (old.consolidated, old.noted) == (28, 28), "as it was before that was recorded"
+    old = add(late, noted[0].model_copy(update={"told": None, "drafts": None}))
+    assert (old.consolidated, old.noted, old.shelved) == (28, 28, ()), "as it was before that was recorded"
 
 
 def test_a_consolidation_that_has_cost_enough_is_followed_by_no_further_conversation():

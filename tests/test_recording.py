@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from orchestrator.core import events as ev
+from orchestrator.core.state import BASELINE
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
-from orchestrator.views.event_text import write_page
+from orchestrator.views.event_text import find_conversations, write_page
 from subagents.agent import Agent, NoAnswer, Reply, Request, ask
 from subagents.tools import Tool, ToolCall
 from tests.conversations import PROMPT, call, says, text
@@ -183,6 +184,20 @@ def test_a_conversation_is_written_down_as_it_happens():
     assert events[2].request == request().digest
     assert events[2].tokens.model_dump() == TOKENS
     assert [event.result for event in events[3:]] == ["2", "now"]
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_conversation_that_was_cut_off_led_to_nothing_of_a_later_life(cut_off):
+    """Tasks of two lives may have the same id: here the optimizer goes on where a researcher was asked."""
+    log = Memory()
+    run_virtually(one_conversation(Live(Model(), log), log))
+    last = log.records[-1].seq
+    log.write("", *[ev.Resumed()] * cut_off)
+    log.write("propose 1", ev.Proposed(experiment=1, proposal=BASELINE))
+
+    assert ("What came of it" in write_page(log, last)) != cut_off
+    assert ("What led to it" in write_page(log, len(log.records) - 1)) != cut_off
+    assert find_conversations(log.records, 1) == [last][cut_off:]
 
 
 def test_a_tape_gives_back_replies_and_what_tools_saw_outside():

@@ -2,12 +2,23 @@
 
 import asyncio
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Granted, KeepRule, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
+from orchestrator.core.events import (
+    Granted,
+    KeepRule,
+    Kept,
+    Proposed,
+    Record,
+    Resumed,
+    SessionLimits,
+    StopAsked,
+    Unanswered,
+)
 from orchestrator.loop import run
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape, replay
@@ -29,8 +40,6 @@ class Notebook(Log):
         self.write(task_id, *events)
 
     def write(self, task_id, *events):
-        from orchestrator.core.events import Record
-
         at = max(virtual_clock(), self.state.now)
         self.fold(*[Record(seq=len(self.records) + i, at=at, task_id=task_id, event=e) for i, e in enumerate(events)])
         self.tell()
@@ -116,6 +125,20 @@ def test_every_prefix_resumes_and_replays():
         run_virtually(go())
         assert log.state.ended
         assert log.records == reproduce(log, 3, 0.3).records
+
+
+def test_a_record_that_ends_between_two_proposals_of_one_request_is_verified_to_its_end():
+    log = night(5, slots=4)
+    proposed = [record for record in log.records if isinstance(record.event, Proposed)]
+    cut = next(b.seq for a, b in pairwise(proposed) if a.task_id == b.task_id)
+
+    async def check(*after):
+        tape = Tape(Notebook([*log.records[:cut], *after], log.texts))
+        return await asyncio.wait_for(replay(tape, lambda tape: run(tape, FakeCrew(5, 0.15), tape)), 1e6)
+
+    restart = Record(seq=cut, at=log.records[cut].at, task_id="", event=Resumed())
+    assert not run_virtually(check())
+    assert not run_virtually(check(restart))
 
 
 @pytest.mark.parametrize("place", [0, 4])

@@ -23,12 +23,14 @@ from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
+from orchestrator.ports import Log
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import (
     _list_axes,
+    has_log,
     list_files,
     render_report,
     write_files,
@@ -275,6 +277,27 @@ def test_the_order_is_what_a_reader_asks_for(session):
     base, head = session.state.parents[0].commit[:12], session.state.parent.commit[:12]
     for words in (f"git diff {base}..{head}", f"git cherry-pick {base}..{head}", suggest_command(session)):
         assert f'<pre class="copy">{words}</pre>' in html
+
+
+def test_files_of_a_session_are_told_from_those_of_its_fork(session, folder, tmp_path):
+    earlier, fork = Log(), Log()
+    earlier.fold(*session.records[:60])
+    settings = {name: getattr(session.state.session, name) for name in ev.SessionSettings.model_fields}
+    forked = ev.Forked(parent="s@60", **settings)
+    fork.fold(*earlier.records, ev.Record(seq=60, at=earlier.state.now, task_id="", event=forked))
+    write_log(fork, tmp_path)
+    assert [has_log(log, folder) for log in (session, earlier, fork)] == [True, True, False]
+    assert [has_log(log, tmp_path) for log in (session, earlier, fork)] == [False, True, True]
+    write_log(earlier, tmp_path)
+    assert [has_log(log, tmp_path) for log in (session, earlier, fork)] == [True, True, False]
+
+
+def test_a_night_that_was_killed_is_resumed_and_one_that_is_over_is_forked(session):
+    log, told = Log(), list[str]()
+    for record in session.records:
+        log.fold(record)
+        told.append(suggest_command(log).split(" -m orchestrator ")[-1].split()[0])
+    assert told == ["resume"] * (len(told) - 1) + ["fork"]
 
 
 def test_the_best_score_is_one_number_everywhere(session, tmp_path):

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.core.events import Notebook, Noted, Postmortem, Proposal, Record, Telemetry
+from orchestrator.core.events import Notebook, Postmortem, Proposal, Record, Telemetry
 from orchestrator.core.state import Broken, Decided, State, apply, diff_from_parent
 from orchestrator.policy.evidence import explain_unsupported
 from orchestrator.policy.limits import compute_pause, explain_cap, explain_consolidation
@@ -91,7 +91,7 @@ class ClaudeCrew:
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
             notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
-        noted = Noted(notebook=notebook, reason=reason, told=len(state.tried))
+        noted = researcher.make_note(state, notebook, reason)
         await self.log.append(step.task_id, noted)
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 

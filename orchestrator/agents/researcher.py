@@ -54,6 +54,12 @@ class Proposals(BaseModel):
     proposals: Annotated[list[Proposal], BeforeValidator(_read_list)] = Field(min_length=1, max_length=BATCH)
 
 
+def make_note(state: State, notebook: Notebook | None, reason: str = "") -> Noted:
+    """Return the event of a notebook whose author was told of this state."""
+    drafts = tuple(draft.title for draft in state.shelved)
+    return Noted(notebook=notebook, reason=reason, told=len(state.tried), drafts=drafts)
+
+
 def make_agent(
     prompt: Prompt, state: State, source: str, tools: Sequence[Tool], write: Callable[[Noted], Awaitable[None]]
 ) -> Agent[Proposals]:
@@ -72,7 +78,7 @@ def make_agent(
         notebook = Notebook(beliefs=tuple(beliefs), questions=tuple(questions), ideas=tuple(ideas))
         if fault := find_notebook_fault(state, notebook):
             raise ToolError(fault)
-        await write(Noted(notebook=notebook, told=len(state.tried)))
+        await write(make_note(state, notebook))
         return "The notebook is rewritten."
 
     return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)

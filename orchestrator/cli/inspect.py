@@ -188,7 +188,8 @@ def report(
     name: NameOrFile,
     out: Annotated[Path | None, typer.Option(help="output folder (default: the session's folder)")] = None,
     to: Annotated[
-        Literal["csv", "trackio", "wandb"] | None, typer.Option(help="also for this tool, on this machine only")
+        Literal["csv", "trackio", "wandb"] | None,
+        typer.Option(help="also for this tool, on this machine only; trackers add it each time"),
     ] = None,
 ) -> None:
     """Rebuild a session's files from its log.

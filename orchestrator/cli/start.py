@@ -19,12 +19,12 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_models, list_programs, read_prompts
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
-from orchestrator.core.events import Forked, Proposed, Record, Resumed, SessionLimits, SessionProfile, Started
+from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
-from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.limits import is_over
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
 from orchestrator.session.inbox import take_controls
 from orchestrator.session.memory import recall_results
@@ -295,14 +295,13 @@ def _is_other(night: Preflight, of: str) -> bool:
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
-    """Return whether the night would end at once if resumed. Raises SystemExit if it is over and measured nothing."""
+    """Return whether the night is over. Raises SystemExit if so and it measured nothing."""
     with opt.read_session(paths, name) as session:
         state = session.state
-    over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
-    if over and state.incumbent is None:
+    if is_over(state) and state.incumbent is None:
         print(f"{name} measured nothing")
         raise SystemExit(opt.ExitCode.NOTHING_RAN)
-    return over
+    return is_over(state)
 
 
 def invent_name(sessions: Path) -> str:

@@ -338,6 +338,7 @@ class Noted(BaseEvent, kind="noted"):
     notebook: Notebook | None  # None where a consolidation gave no usable answer: the notebook stays as it is
     reason: str = ""  # why a consolidation was due; empty where it was rewritten beside a proposal
     told: int | None = Field(default=None, ge=0)  # closed experiments that its author was told of; None: all by now
+    drafts: tuple[str, ...] | None = None  # titles of the drafts that its author was told of; None: all by now
 
 
 class Unanswered(BaseEvent, kind="unanswered"):

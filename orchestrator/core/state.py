@@ -384,10 +384,11 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
-        case ev.Noted(notebook=notebook, reason=reason, told=told):
+        case ev.Noted(notebook=notebook, reason=reason, told=told, drafts=known):
             read = len(state.tried) if told is None else min(told, len(state.tried))
             state = replace(state, consolidated=read) if reason else state
-            return replace(state, notebook=notebook, shelved=(), noted=read) if notebook else state
+            unread = tuple(draft for draft in state.shelved if known is not None and draft.title not in known)
+            return replace(state, notebook=notebook, shelved=unread, noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
             costs = {n: usd for n, usd in state.costs.items() if f"propose {n}" != record.task_id.partition(".")[0]}
             unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
@@ -414,8 +415,7 @@ def apply(state: State, record: ev.Record) -> State:
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
             waiting = tuple(draft for draft in (*state.shelved, *drafts) if draft.title != proposal.title)
-            state = replace(state, shelved=waiting)
-            return _set_stage(state, number, Idea(proposal))
+            return _set_stage(replace(state, shelved=waiting), number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))
 

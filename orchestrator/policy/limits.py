@@ -7,7 +7,7 @@ from statistics import median
 from typing import TypeVar
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import UNTESTED, Decided, State
+from orchestrator.core.state import UNTESTED, Decided, State, apply
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy import thresholds as th
 
@@ -72,6 +72,12 @@ def explain_stop(state: State) -> str:
         explain_aborted(state),
     )
     return next((reason for reason in reasons if isinstance(reason, str) and reason), "")
+
+
+def is_over(state: State) -> bool:
+    """Return whether the session has ended and would end at once if resumed; one that was killed may lack its end."""
+    resumed = ev.Record(seq=0, at=state.now, task_id="", event=ev.Resumed())
+    return bool(state.ended and explain_stop(apply(state, resumed)))
 
 
 def explain_deadline(limits: ev.SessionLimits) -> str:

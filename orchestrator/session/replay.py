@@ -20,6 +20,7 @@ from subagents.agent import Reply
 from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
+RESTARTS = ev.Resumed | ev.Forked
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,7 @@ class Tape(Log):
 
     def take_outside(self, kinds: type[ev.Frozen] = ev.Frozen) -> None:
         """Fold the external events that are next: the user's, the clock's. A restart ends this life instead."""
-        restarts = ev.Resumed | ev.Forked
-        while (record := self.upcoming) and not record.task_id and not isinstance(record.event, restarts):
+        while (record := self.upcoming) and not record.task_id and not isinstance(record.event, RESTARTS):
             if not isinstance(record.event, kinds):
                 return
             self.fold(record)
@@ -85,7 +85,9 @@ class Tape(Log):
     async def _wait_for_turn(self, task_id: str) -> ev.Record:
         """Return the next record once it is this task's. Raises _Stuck if it belongs to no running task."""
         while (record := self.upcoming) is None or record.task_id != task_id:
-            if record and record.task_id and record.task_id not in {task.get_name() for task in asyncio.all_tasks()}:
+            if record is None or isinstance(record.event, RESTARTS):
+                self.life_over.set()  # the record may be cut off between two events of one step
+            elif record.task_id and record.task_id not in {task.get_name() for task in asyncio.all_tasks()}:
                 self.stop(record, f"{task_id} is next; the other is not due")
             await self.moved.wait()
         return record

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
-from orchestrator.core.text import flatten, make_printable
+from orchestrator.core.text import flatten, make_printable, shorten
 from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import open_replacement
@@ -34,6 +34,7 @@ RETRY = 0.5  # seconds between two attempts to write during a night, and of each
 MAX_BYTES = 64 << 20  # largest size of one event or text, decompressed; anything larger is treated as damage
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """Exceptions that parsing or folding a damaged event may raise."""
+NEWER = ("extra_forbidden", "union_tag_invalid")  # pydantic's errors at a field or a kind of event that we lack
 
 _BEGAN = time.time() - time.monotonic()
 
@@ -219,14 +220,15 @@ class Session(Log):
                     raise ValueError("the one before it is missing")
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
         except (*DAMAGE, sqlite3.Error) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            damage = make_printable(f"{self.path} is damaged: event {seq}: {reason}")
-            if not self.salvage:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"type": "", "msg": f"{error}"}
+            newer = "was written by a newer Nightshift, or " * (first["type"] in NEWER)
+            damage = make_printable(f"{self.path} {newer}is damaged: event {seq}: {shorten(first['msg'], 100)}")
+            if not self.salvage or not self.state.started:
                 raise SessionError(damage) from error
             self.say(f"{damage}; what follows is left out")
-        if not self.state.started:
+        if not self.records:
             raise SessionError(f"{self.path} has no events: the session never began; delete {self.path.parent}")
-        name = self.state.session.name
+        name = self.state.started.name if self.state.started else ""
         if name[:1] in ("", ".") or flatten(make_printable(name)) != Path(name).name:  # part of paths, and of lines
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
 

@@ -14,6 +14,7 @@ from orchestrator.views.render import format_local, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
+BREAKS = ev.Resumed | ev.Forked | ev.Ended  # between lives; a task id is unique within one only
 LONGEST = 200_000  # characters of one text on an event's page
 CODE = re.compile(r"^```\w+\n(?s:.*?)^```$", re.MULTILINE)
 HEAD, TAIL = 12, 3  # lines of a long text that remain when it is folded
@@ -52,7 +53,7 @@ def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
         if isinstance(record.event, ev.ConversationOpened):
             current[record.task_id] = Conversation(record, record.seq)
             found.append(current[record.task_id])
-        elif isinstance(record.event, ev.Resumed | ev.Forked | ev.Ended):
+        elif isinstance(record.event, BREAKS):
             found = [replace(talk, is_open=False) for talk in found]
             current.clear()
         elif talk := current.get(record.task_id):
@@ -71,8 +72,9 @@ def write_page(log: Log, number: int, *, full: bool = True) -> str:
     talk, related = list[ev.Event](), _list_causes(records, number)
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
-        then = next((r for r in records[number + 1 :] if r.task_id == record.task_id), record)
-        related = [] if isinstance(then.event, TALK | ev.Waiting) else [then]
+        later = (r for r in records[number + 1 :] if r.task_id == record.task_id or isinstance(r.event, BREAKS))
+        then = next(later, record)
+        related = [] if isinstance(then.event, TALK | ev.Waiting | BREAKS) else [then]
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
     fold_code = partial(CODE.sub, lambda block: _fold(block[0]))
@@ -86,7 +88,8 @@ def _list_causes(records: Sequence[ev.Record], number: int) -> list[ev.Record]:
     """Return what led to an event: what happened to its experiment before, and the conversations, each by its end."""
     record, before = records[number], records[:number]
     about = getattr(record.event, "experiment", -1)
-    talks = {talk.last for talk in list_conversations(before) if talk.opened.task_id == record.task_id}
+    life = list_conversations(before[_find_life(records, number) :])
+    talks = {talk.last for talk in life if talk.opened.task_id == record.task_id}
     talks |= set(find_conversations(records[: number + 1], about))
     own = (r.seq for r in before if getattr(r.event, "experiment", None) == about and not isinstance(r.event, TALK))
     return [records[seq] for seq in sorted({*own, *talks})]
@@ -94,14 +97,21 @@ def _list_causes(records: Sequence[ev.Record], number: int) -> list[ev.Record]:
 
 def find_conversations(records: Sequence[ev.Record], experiment: int, agent: str = "") -> list[int]:
     """Return the number of the last event of each conversation that led to an experiment or was about it."""
-    proposed = {r.task_id for r in records if isinstance(r.event, ev.Proposed) and r.event.experiment == experiment}
+    origin = (r for r in records if isinstance(r.event, ev.Proposed) and r.event.experiment == experiment)
+    proposed = {r.task_id: r.seq for r in origin}
+    begun = _find_life(records, max(proposed.values(), default=0))  # what was cut off before led to nothing
     return [
         talk.last
-        for talk in list_conversations(records)
+        for talk in list_conversations(records[begun:])
         if isinstance(opened := talk.opened.event, ev.ConversationOpened)
         and agent in ("", opened.agent)
-        and (opened.experiment == experiment or talk.opened.task_id in proposed)
+        and (opened.experiment == experiment or talk.last < proposed.get(talk.opened.task_id, 0))
     ]
+
+
+def _find_life(records: Sequence[ev.Record], number: int) -> int:
+    """Return the number of the event after which the life of that event began."""
+    return max((r.seq for r in records[:number] if isinstance(r.event, BREAKS)), default=0)
 
 
 def _fold(text: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from pyarrow import csv
 
-from orchestrator.core.events import Discarded, Failed, Forked, Kept, ModelReplied, Pruned, Resumed
+from orchestrator.core.events import Discarded, Failed, Forked, Kept, ModelReplied, Pruned, Resumed, Started
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds, remember_each
@@ -64,12 +64,16 @@ def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
 
 
 def has_log(log: LogReader, folder: Path) -> bool:
-    """Return whether files of this session were written into that folder before."""
-    path, first = folder / "log.jsonl", f"{write_json(log.records[0])}\n"
+    """Return whether files of this session were written into that folder before; a fork shares its parent's events."""
+    path, begun = folder / "log.jsonl", max(r.seq for r in log.records if isinstance(r.event, Started | Forked))
     if not path.is_file():
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(len(first) + 1) == first
+        for record in log.records:
+            line = f"{write_json(record)}\n"
+            if (found := file.readline(len(line) + 1)) != line:
+                return not found and record.seq > begun
+    return True
 
 
 def write_files(log: LogReader, folder: Path, **how: Any) -> None:

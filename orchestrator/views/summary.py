@@ -6,12 +6,12 @@ from math import hypot
 from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
-from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
-from orchestrator.core.state import UNTESTED, State, apply
+from orchestrator.core.events import Certified, Crashed, Pruned, Scored
+from orchestrator.core.state import UNTESTED, State
 from orchestrator.core.task import Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
-from orchestrator.policy.limits import explain_stop, remember
+from orchestrator.policy.limits import is_over, remember
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import render_template
@@ -110,8 +110,7 @@ def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -
     """Return the command that continues the session: `resume`, or `fork` if its limits are spent."""
     state, last = log.state, len(log.records) - 1
     name, limits = state.session.name, state.session.limits
-    resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
-    if not explain_stop(resumed):
+    if not is_over(state):
         return write("resume", name)
     number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
     dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
