@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -246,6 +247,32 @@ async def test_a_session_that_is_deleted_or_damaged_under_us_is_said_and_written
     session.close()
     assert [path.name for path in session.path.parent.iterdir() if path.name != "copy"] == ["session.db"]
     assert Session(session.path).get(name) == "a text"
+
+
+class Raced(Session):
+    """A session whose files another program harms in the moment before they are looked at for the n-th time."""
+
+    looks, harms = 0, ()
+
+    def _read_marks(self):
+        self.looks += 1
+        for harm in [harm for look, harm in self.harms if look == self.looks]:
+            harm(self.path)
+        return super()._read_marks()
+
+
+@pytest.mark.parametrize("looks", [(2,), (1, 2)])
+@pytest.mark.parametrize("harm", [remove_folder, remove_wal, replace_file, put_an_old_copy_in_its_place])
+async def test_a_session_that_is_deleted_between_a_write_and_a_look_is_written_anew(tmp_path, harm, looks):
+    session, said = Raced(tmp_path / "s" / "session.db", time.time, create=True), []
+    session.say = said.append
+    session.write("", started(), ev.GuidanceChanged(text="before"))
+    session.looks, session.harms = 0, [(look, harm) for look in looks]
+    for text in ("during", "after"):
+        await session.append("", ev.GuidanceChanged(text=text))
+    assert said
+    session.close()
+    assert guidance(session) == ["before", "during", "after"]
 
 
 async def test_a_session_that_was_damaged_before_it_was_opened_is_written_anew(session):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -161,11 +161,11 @@ class Session(Log):
         except (sqlite3.Error, OSError) as error:
             safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
             raise SessionError(f"{self.path} cannot be written: {error}{safe}") from error
+        with suppress(OSError):  # the events are there; the next write looks closer
+            self._mark()
         self.packed |= put
         self.texts.clear()
         self.fold(*records)
-        with suppress(OSError):  # the events are there; the next write looks closer
-            self.marks = self._read_marks()
 
     def _read_marks(self) -> list[tuple[int, int, int]]:
         """Return inode, size and time of change of the file, of its -wal, and of its -shm, which is always changing."""
@@ -180,13 +180,23 @@ class Session(Log):
         What was measured is in memory, so nothing is lost. A -shm that was cut off is lengthened first: SQLite has it
         mapped, and would be killed where the file has no page.
         """
-        if not self.marks or (marks := self._read_marks()) == self.marks:
+        if not self.marks or ((marks := self._read_marks()) == self.marks and not self._is_other(marks)):
             return
         if marks[2][0] == self.marks[2][0] and marks[2][1] < self.marks[2][1]:
             os.truncate(f"{self.path}-shm", self.marks[2][1])
-        if any(old[0] not in {0, new[0]} for old, new in zip(self.marks, marks, strict=True)) or not self._is_whole():
+        if self._is_other(marks) or not self._is_whole():
             self._rewrite()
-        self.marks = self._read_marks()
+        self._mark()
+
+    def _mark(self) -> None:
+        """Remember how the files are, unless they are not ours any more, which the next write will see."""
+        marks = self._read_marks()
+        self.marks = self.marks if self._is_other(marks) else marks
+
+    def _is_other(self, marks: Sequence[tuple[int, int, int]]) -> bool:
+        """Return whether a file was deleted or replaced; one may go at any moment, also between a write and a look."""
+        changed = (old[0] not in {0, new[0]} for old, new in zip(self.marks or marks, marks, strict=True))
+        return not marks[0][0] or any(changed)
 
     def _is_whole(self) -> bool:
         """Return whether the file can be read and has all that was written to it."""
@@ -205,6 +215,7 @@ class Session(Log):
         with open_replacement(self.path) as part, closing(_create(part)) as copy:
             copy.execute("pragma journal_mode = delete")  # all goes into the one file, or is an error
             _write_rows(copy, self.records, self.packed)
+            self.marks = [(part.stat().st_ino, 0, 0), (0, 0, 0), (0, 0, 0)]
             self.db.close()
             for end in ("-wal", "-shm"):  # before the new file is there, which they do not belong to
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
