@@ -505,8 +505,14 @@ print('METRIC val_bpb=1')"""
     outcome = await bench.run(Bubblewrap())
     assert outcome.kind == "scored", outcome
     assert (await bench.run(Bubblewrap(), "open('1234', 'w')")).failure == "other", "a protected file"
-    few = Bench(tmp_path / "few", "open('made', 'w'); print('METRIC val_bpb=1')", {f"{n}": "x" for n in range(2_800)})
-    assert (await few.run(Bubblewrap())).kind == "scored", "as many as bubblewrap takes one by one"
+
+
+@pytest.mark.soak
+async def test_as_many_files_as_bubblewrap_takes_one_by_one_leave_their_folder_writable(tmp_path):
+    if weakness := self_check(Bubblewrap()):
+        pytest.skip(weakness)
+    bench = Bench(tmp_path, "open('made', 'w'); print('METRIC val_bpb=1')", {f"{n}": "x" for n in range(2_800)})
+    assert (await bench.run(Bubblewrap())).kind == "scored"
 
 
 async def test_what_is_laid_out_for_a_run_is_none_of_its_disk(tmp_path):

@@ -429,10 +429,10 @@ async def test_a_run_that_is_suspended_from_outside_is_no_hang_of_the_candidate(
 
 async def test_a_run_that_suspends_a_process_of_its_own_is_told_why_it_was_ended(bench):
     sleeper = "import os, subprocess, time; os.kill(subprocess.Popen(['sleep', '600']).pid, 19); time.sleep(600)"
-    runner = bench.runner(wall=5.0)
+    runner = bench.runner(wall=3.0)
     *excused, last = [await runner.run(GRANTED, sleeper) for _ in range(MAX_EXCUSES + 1)]
     assert {outcome.kind for outcome in excused} == {"aborted"}
-    assert (last.kind, last.failure, last.message) == ("crashed", "timeout", "it was not done after 5 s")
+    assert (last.kind, last.failure, last.message) == ("crashed", "timeout", "it was not done after 3 s")
 
 
 @pytest.mark.parametrize(
