@@ -298,10 +298,10 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
     """Return whether the night is over. Raises SystemExit if so and it measured nothing."""
     with opt.read_session(paths, name) as session:
         state = session.state
-    if is_over(state) and state.incumbent is None:
+    if (over := is_over(state)) and state.incumbent is None:
         print(f"{name} measured nothing")
         raise SystemExit(opt.ExitCode.NOTHING_RAN)
-    return is_over(state)
+    return over
 
 
 def invent_name(sessions: Path) -> str:

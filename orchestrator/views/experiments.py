@@ -85,10 +85,9 @@ class ExperimentRow:
 @remember
 def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
-    decided = [*state.results, *(stage for stage in state.open.values() if isinstance(stage, st.Decided))]
-    commits = [state.parents.get(result.experiment) for result in decided]
+    commits = [state.parents.get(result.experiment) for result in state.judged]
     order = {number: place for place, number in enumerate([*state.former, state.best])}
-    rows = _make_rows(decided, commits, [order.get(result.experiment, inf) for result in decided])
+    rows = _make_rows(state.judged, commits, [order.get(result.experiment, inf) for result in state.judged])
     return [row for _, row in sorted({row.experiment: row for row in (*rows, *list_open_rows(state))}.items())]
 
 

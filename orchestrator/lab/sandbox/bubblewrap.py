@@ -10,7 +10,7 @@ from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command
 
 NOBODY = "65534"  # user and group inside, where root has started it
-MANY, MOST_WORDS = 300, 8_980  # bubblewrap reads 9,000
+MANY, MOST_WORDS = 300, 8_980
 """Entries from which on a folder is bound as a whole, since each takes a mount of its own; fewer where all of them
 would take more words than these: bwrap takes 9,000."""
 
