@@ -1,5 +1,6 @@
 """Begin with the files that take longest, and let no test depend on how fast the machine is."""
 
+import gc
 import locale
 import os
 import sys
@@ -22,6 +23,17 @@ def pytest_configure():
         raise pytest.UsageError("the tests' own files are UTF-8: set PYTHONUTF8=1, as `make test` does")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False  # modules are compiled once, not by each worker and in each process
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leave out of later garbage collections what stays to the end: they took a tenth of the tests' CPU time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
