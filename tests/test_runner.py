@@ -596,6 +596,17 @@ async def test_a_run_whose_folder_is_deleted_is_no_failure_of_the_candidate(benc
     assert isinstance(outcome, Aborted)
 
 
+async def test_a_folder_that_was_deleted_and_of_which_a_part_was_made_again_is_no_failure_of_the_candidate(bench):
+    class Late(Slot):
+        def build_command(self, words, folder, *connection, **more):
+            shutil.rmtree(folder.parents[1])
+            return super().build_command(words, folder, *connection, **more)
+
+    outcome = await bench.runner(slot=Late(bench.folder / "slot.lock", threads=2)).run(GRANTED, HONEST)
+    assert isinstance(outcome, Aborted)
+    assert outcome.reason == "the folder of the run was deleted"
+
+
 async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again(bench):
     runner = bench.runner()
     budget = BudgetAmount("time", 20.0, 20.0)

@@ -82,6 +82,11 @@ class Attempt:
         return self.folder / "work"
 
     @property
+    def whole(self) -> Path:
+        """A file that is missing once the folder was deleted, also where a part of it was made again."""
+        return self.folder / "whole"
+
+    @property
     def log(self) -> str:
         """What was printed, without this machine's folders, since sessions are shared."""
         text = self.monitor.transcript.log
@@ -174,7 +179,7 @@ class BaseRunner(ABC, Generic[S]):
         except Prune as reason:
             return ev.Pruned(reason=str(reason), deficit=reason.deficit, **vars(run.result))
         except Fault as fault:
-            if not run.folder.exists():
+            if not run.whole.exists():
                 raise MachineError("the folder of the run was deleted") from fault
             is_device = run.slot.devices and DEVICE_FAULT.search(fault.message)
             excuse, experiment = fault.excuse or (fault.message if is_device else ""), run.granted.experiment
@@ -202,6 +207,7 @@ class BaseRunner(ABC, Generic[S]):
     def _check_names(self, run: Attempt) -> Generator[None]:
         """Raise Fault for an OSError that the names of a candidate's files cause where its folder is filled."""
         run.work.mkdir(parents=True)
+        run.whole.touch()
         try:
             yield
             (run.work / "tmp").mkdir(exist_ok=True)
