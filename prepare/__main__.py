@@ -27,7 +27,9 @@ def prepare(
     corpus: Annotated[
         str, typer.Option(help="docstrings, climbmix, or a path: .txt, .md, .rst, .py, .jsonl, .parquet")
     ] = "docstrings",
-    shards: Annotated[int, typer.Option(min=1, max=6541, help="shards of climbmix to train on, about 90 MB each")] = 10,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=6541, help="shards of climbmix to train on, 90 MB each (default: 10)")
+    ] = None,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
     work: Annotated[float | None, typer.Option(min=1, max=1e30, help="work per run, instead of measuring it")] = None,
     settings: Annotated[
@@ -54,14 +56,16 @@ def prepare(
         fail(f"no profile {profile}: choose auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(f"--set {' '.join(settings or [])}: {error}")
+    if shards and corpus != "climbmix":
+        fail("--shards is for --corpus climbmix: leave it out")
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
             with hold_lock(data / LOCK), bars:
-                build_folder(data, open_corpus(corpus, shards), chosen, work)
+                build_folder(data, open_corpus(corpus, shards or 10), chosen, work)
                 for stage in bars.tasks:  # some end before their expected total
                     bars.update(stage.id, completed=stage.total)
         found = manifest.load(data, verify=True)
-        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [], work)
+        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [], work, shards)
     except LockedError:
         fail(f"another `{manifest.suggest_command(data)}` is running in {data}: wait for it")
     except DataError as error:
@@ -72,17 +76,25 @@ def prepare(
 
 
 def check_request(
-    found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str], work: float | None
+    found: Manifest,
+    data: Path,
+    corpus: str,
+    profile: str | None,
+    settings: list[str],
+    work: float | None,
+    shards: int | None = None,
 ) -> None:
-    """Raise DataError unless the folder was prepared with this corpus, profile, settings and work."""
+    """Raise DataError unless the folder was prepared with this corpus, profile, settings, work and shards."""
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
         content = f"{data} already holds {found.corpus} for profile {found.profile}"
         raise DataError(f"{content}: give another folder with --data")
-    held = profiles.from_manifest(found)
+    held, known = profiles.from_manifest(found), shards
     with suppress(OSError, ValueError, KeyError, TypeError):
-        asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less
+        plan = json.loads((data / PLAN).read_text())
+        asked, known = plan["profile"], plan.get("shards", shards)  # a small text yields less
         held = replace(held, vocab_size=asked["vocab_size"], eval_tokens=asked["eval_tokens"])
-    if profiles.with_overrides(held, settings) != held or work not in (None, found.budget.amount):
+    is_other = profiles.with_overrides(held, settings) != held or work not in (None, found.budget.amount)
+    if is_other or shards not in (None, known):
         raise DataError(f"{data} was prepared with other settings: give another folder with --data")
 
 

@@ -151,9 +151,12 @@ def test_prepare_outlives_a_stalling_hub_and_then_needs_none(hub, tmp_path):
     hub.faults = {NAMES[0]: deque(["stall"])}
     first = run(tmp_path / "a", tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret", HF_HUB_DOWNLOAD_TIMEOUT="1")
     offline = run(tmp_path / "b", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    fewer = run(tmp_path / "b", tmp_path, "--shards", "1", HF_HUB_OFFLINE="1")
 
     assert first.returncode == 0, first.stderr
     assert offline.returncode == 0, offline.stderr
+    assert fewer.returncode == 2
+    assert "was prepared with other settings" in fewer.stderr
     assert {"Bearer hf_secret"} == {authorization for *_, authorization in hub.asked}
     assert "hf_secret" not in first.stdout + first.stderr
     assert manifest.load(tmp_path / "a").digest == manifest.load(tmp_path / "b").digest

@@ -33,6 +33,7 @@ def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | N
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
+    plan |= {"shards": corpus.shards} if corpus.shards else {}
     _begin(folder, plan)
     tokenizer = _train_tokenizer(folder, corpus, profile)
     rows = {split: _write_split(folder, split, corpus, tokenizer, profile) for split in SPLITS}

@@ -28,6 +28,7 @@ class Corpus:
     counts: Mapping[str, int]  # documents, by split
     read_batches: Callable[[str], Iterator[list[str]]]  # yields a split's documents in batches
     shuffled: bool = False  # True if the documents are in random order already, so that packing need not shuffle them
+    shards: int | None = None  # shards to train on, where the corpus has them
 
 
 def open_corpus(source: str, shards: int) -> Corpus:

@@ -43,7 +43,7 @@ def open_climbmix(shards: int) -> Corpus:
 
     fingerprint = hashlib.sha256("".join(sha256 for _, sha256 in files).encode()).hexdigest()
     counts = {split: sum(parquet.read_metadata(path).num_rows for path in paths) for split, paths in splits.items()}
-    return Corpus("climbmix", fingerprint, counts, read_batches, shuffled=True)
+    return Corpus("climbmix", fingerprint, counts, read_batches, shuffled=True, shards=shards)
 
 
 def fetch(
