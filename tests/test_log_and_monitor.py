@@ -94,7 +94,9 @@ def test_other_lines_are_no_progress(text):
     assert parse_progress(text) is None
 
 
-@pytest.mark.parametrize(("text", "shown"), [("nan", "nan"), ("inf", "inf"), ("-inf", "-inf"), ("?!", "nan")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("nan", "nan"), ("-inf", "-inf"), ("?!", "nan"), ("1" * 50 + "e-49", "1.1111111111111112")]
+)
 def test_a_loss_may_be_anything(text, shown):
     assert str(parse_progress(f"step 00001 (0.1%) | loss: {text} | lrm: 1.0").loss) == shown
 

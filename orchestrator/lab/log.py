@@ -24,7 +24,9 @@ PATIENCE, USUAL = 1.0, 0.001
 """Seconds of CPU time that a pattern, which may be exponential, may take on the lines of a run, beyond those usual on
 each."""
 
-_STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
+_STEP = re.compile(
+    r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,400})(?![^ |])(?:.*?\| *tok/sec: *([\d,]{1,20}))?"
+)
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,400})(?![^\s;%])")  # all of it, or no exponent
 _SUMMARY = re.compile(r"^([\w./-]{1,40}):\s+([^\s%]{1,400})%?$")
 _GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
