@@ -198,9 +198,9 @@ class ClusterRunner:
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once on any node, or wait for a run of an earlier life that does so; cancelling ends it."""
         number, run, errors = granted.experiment, granted.run, self.ray.exceptions
-        lost, result = partial(ev.Aborted, experiment=number, run=run), None
-        actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
+        lost, result, actor = partial(ev.Aborted, experiment=number, run=run), None, None
         try:
+            actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
             await self._place(actor)
             work = self.build, granted, source, self.excuses[number], "num_gpus" in self.options, self.unsafe
             await self._ask(actor, actor.train.remote(*work))
@@ -212,7 +212,7 @@ class ClusterRunner:
         except TimeoutError:
             return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
         except errors.RayError as error:
-            if not isinstance(error, errors.ActorUnavailableError):  # it may be found again
+            if actor and not isinstance(error, errors.ActorUnavailableError):  # it may be found again
                 self.ray.kill(actor)
             await asyncio.sleep(SETTLE)
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -6,10 +6,11 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.cluster import STORE, connect, name_attempt, plan_shares
+from orchestrator.cluster import STORE, ClusterRunner, connect, name_attempt, plan_shares
 from orchestrator.core.events import Aborted, EvaluationPlan, Failed, Granted, Scored
 from orchestrator.lab import guardian
 from prepare.command import UserError
@@ -58,6 +59,19 @@ def test_an_attempt_is_named_by_its_work_and_not_by_the_number_of_its_run():
     others = {"experiment": 4}, {"seed": 6}, {"plan": plan.model_copy(update={"confirmed": True})}
     different = [name_attempt("may", granted.model_copy(update=other), "a") for other in others]
     assert len({name, name_attempt("may", granted, "b"), *different}) == 5
+
+
+async def test_a_cluster_that_is_lost_before_a_run_has_its_place_is_no_crash():
+    class LostError(Exception):
+        pass
+
+    def refuse(_):
+        raise LostError("the head has gone")
+
+    errors = SimpleNamespace(RayError=LostError, ActorUnavailableError=LostError, RayTaskError=ValueError)
+    runner = ClusterRunner(SimpleNamespace(exceptions=errors, remote=refuse), "may", {}, None, None, str, None)
+    outcome = await runner.run(Granted(experiment=3, run=2, slot=0, seed=5), "a")
+    assert outcome == Aborted(experiment=3, run=2, reason="lost on the cluster: the head has gone")
 
 
 @pytest.mark.parametrize("address", ["", "here", "ray://", "http://head:1", "head:port", "head:123456"])
