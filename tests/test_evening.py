@@ -178,6 +178,8 @@ WRONG = {
     ("trial", "--prompts", "default", "--repeats", "0"): "--repeats",
     ("trial", "--prompts", "default", "--name", "a/b"): "cannot be a name",
     ("serve", "--port", "99999"): "--port",
+    ("prepare", "--shards", "2"): "--shards is for --corpus climbmix: leave it out",
+    ("--offline", "--data", "empty", "--script", "bare.py"): "--data does nothing for a script that reports its own",
     ("prepare", "--set", "DEPHT=6"): "train.py has no such constant",
     ("prepare", "--set", "DEPTH=x"): "--set DEPTH=x: 'x' is not a number",
     ("prepare", "--profile", "a100"): "no profile a100",

@@ -128,6 +128,17 @@ def test_the_users_own_files_are_the_ground(night):
     assert git(place, "status", "--porcelain") == ""
 
 
+def test_a_session_goes_on_with_the_packages_that_it_began_with(night):
+    place, _ = night
+    (place / ".venv").mkdir()
+    refused = orchestrate(place, "resume", "night", **SAFE)
+    (place / ".venv").rmdir()
+    assert refused.returncode == 2
+    assert "earlier runs had the packages of Nightshift itself, and now they would have the packages of .venv: put" in (
+        refused.stderr
+    )
+
+
 def test_what_it_says_is_what_the_record_shows(night):
     place, done = night
 

@@ -60,6 +60,8 @@ class Paths:
     cluster: Annotated[str, Option(metavar="ADDRESS", help="train on Ray: auto, HOST:PORT or ray://HOST:PORT")] = ""
     programs: Sequence[str] = ()
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
+    venv: str | None = None
+    """The .venv that runs have, from the script's folder; empty for none, None where it is not known."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -100,7 +102,7 @@ class Paths:
             return self
         try:
             for name, at in known.items():
-                if isinstance(at, str) and name != "cluster":
+                if isinstance(at, str) and name not in {"cluster", "venv"}:
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -128,6 +130,8 @@ class Options(Paths):
     origin: Annotated[str, Option("--from", metavar="SESSION", help="begin with the best script of this session")] = ""
     notify: Annotated[str, Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")] = ""
     salvage: Annotated[bool, Option("--salvage", help="read a damaged file as far as it is sound")] = False
+    given: Sequence[str] = ()
+    """Names of those that the command states itself."""
 
 
 def list_params(names: str) -> list[Any]:
@@ -141,7 +145,9 @@ def list_params(names: str) -> list[Any]:
 
 
 def _choose(context: Any, param: Any, value: Any) -> None:
-    context.obj = replace(context.obj or Options(), **{param.name: value})
+    options: Options = context.obj or Options()
+    given = [*options.given, param.name] if is_given(context, param.name) else options.given
+    context.obj = replace(options, given=given, **{param.name: value})
 
 
 def is_given(context: typer.Context | None, name: str) -> bool:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain, product
+from os.path import relpath
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -99,9 +100,11 @@ class Preflight:
     @cached_property
     def task(self) -> Task:
         """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
+        task, own = self.state.session.task if self.state else find_task(self.options.script), ""
+        if task.is_reported and "data" in self.options.given:
+            raise UsageError("--data does nothing for a script that reports its own score: leave it out")
         if self.state:
-            return self.state.session.task
-        task, own = find_task(self.options.script), ""
+            return task
         if task.is_reported and self.options.fit is not None:
             raise UsageError("--fit and --no-fit do nothing for a script that reports its own score: leave them out")
         with suppress(RepoError):  # which is told elsewhere
@@ -175,6 +178,12 @@ class Preflight:
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
         files = split_files(Repo(script, self.name, python).read_source(commit))
         return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
+
+    @property
+    def venv(self) -> str:
+        """The .venv of runs, from the script's folder; empty where they have our own packages."""
+        found = self.tree.venv if isinstance(self.tree, TaskFolder) else None
+        return relpath(found, self.repo.folder) if found else ""
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -332,6 +341,10 @@ class Preflight:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
 
     def _describe_session(self) -> str:
+        had, has = self.options.venv, self.venv
+        if had not in {None, has}:  # scores by the packages of another would be compared with those that are recorded
+            before, now = (f"the packages of {at or 'Nightshift itself'}" for at in (had, has))
+            raise UsageError(f"earlier runs had {before}, and now they would have {now}: put .venv back as it was")
         if self.session:
             return f"{self.name} continues"
         self.check_name()

@@ -111,7 +111,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
             session.put(night.beginning[1] if night.beginning else "")
             session.write("", first)
             session.close()
-            replace(night.options, programs=list_programs(night.prompts)).remember(draft)
+            replace(night.options, programs=list_programs(night.prompts), venv=night.venv).remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
