@@ -35,7 +35,8 @@ CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a 
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
+OVERFLOW = re.compile(r"is too (long|large)|too many tokens|context.{0,10}(length|window|size)", re.IGNORECASE)
+CUT = {"max_tokens", "refusal", "model_context_window_exceeded"}  # stops that may come in the middle of a tool call
 FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)  # of an attempt, by a server or a program
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
 TEXTS = {"text": ("text",), "thinking": ("thinking",), "tool_use": ("id", "name")}  # what is a text, by type of block
@@ -87,8 +88,8 @@ class Claude:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.time
     patience: float = TURN_TIMEOUT
-    replaceable: frozenset[str] = frozenset()  # models for which another takes over, and which are given up sooner
-    without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
+    replaceable: frozenset[tuple[str, str]] = frozenset()  # agent and model for which another takes over, and sooner
+    refused: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # models, with the effort
 
     def at_most(self, request: Request) -> float | None:
         """Return the most dollars that the request may cost; None if the price is unknown."""
@@ -118,7 +119,7 @@ class Claude:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=_choose_pause,
-            stop=HURRY | patience if request.model in self.replaceable else patience,
+            stop=HURRY | patience if (request.agent, request.model) in self.replaceable else patience,
             before_sleep=before_sleep,
             sleep=self.sleep,
             reraise=True,
@@ -126,10 +127,8 @@ class Claude:
         try:
             reply: Reply = await retrying(attempt)
         except FAILURES as error:
-            too_long = isinstance(error, anthropic.APIStatusError) and (
-                error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
-            )
-            reply = Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
+            stop = "model_context_window_exceeded" if is_too_long(error) else "failed"
+            reply = Reply.from_error(stop, self._reason(error))
         usd = most if reply.usd is None else reply.usd
         return replace(reply, usd=usd if not sum(lost) else (usd or 0.0) + sum(lost))
 
@@ -164,7 +163,7 @@ class Claude:
     async def _turn(self, request: Request) -> Reply:
         if request.model.startswith(PREFIX):
             return await ask_program(request, self.patience)
-        effort = request.effort if request.model not in self.without_effort else ""
+        effort = request.effort if (request.model, request.effort) not in self.refused else ""
         try:
             async with (
                 asyncio.timeout(self.patience),
@@ -174,7 +173,7 @@ class Claude:
         except anthropic.BadRequestError as error:
             if not effort or not re.search(r"effort|output_config", str(error)):
                 raise
-            self.without_effort.add(request.model)
+            self.refused.add((request.model, effort))
             return await self._turn(request)
         except TimeoutError:  # a further attempt would take as long, and cost as much
             return replace(Reply.from_error("failed", f"it gave no answer in {self.patience:g} s"), usd=None)
@@ -199,11 +198,18 @@ class Claude:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if not isinstance(error, anthropic.APIStatusError):
-        is_permanent = isinstance(error, (FileNotFoundError, PermissionError))  # of a program
+        is_permanent = is_too_long(error) or isinstance(error, (FileNotFoundError, PermissionError))  # of a program
         return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, OSError)) and not is_permanent
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
+
+
+def is_too_long(error: BaseException) -> bool:
+    """Return whether the conversation does not fit into the model's context."""
+    if isinstance(error, anthropic.APIStatusError):
+        return error.status_code == 413 or (error.status_code == 400 and bool(OVERFLOW.search(str(error))))
+    return isinstance(error, ProgramError) and bool(OVERFLOW.search(str(error)))
 
 
 def is_billable(error: BaseException) -> bool:
@@ -221,10 +227,11 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
         async for event in stream:
             if event.type == "content_block_delta" and event.delta.type == "input_json_delta":
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
-        for text in arguments.values():
-            json.loads(text or "{}")  # the SDK accepts truncated JSON
         message: Json = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
+        for text in arguments.values() if message.get("stop_reason") not in CUT else ():
+            json.loads(text or "{}")  # the SDK accepts truncated JSON
         fault = _find_fault(message)
+        message["content"] = [part for part in message["content"] if part["type"] != "text" or part["text"].strip()]
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # The SDK, or the code above, raises any of these for malformed events.
         raise httpx2.RemoteProtocolError(f"the stream is malformed: {type(error).__name__}: {error}") from error

@@ -218,6 +218,26 @@ def test_half_an_argument_is_never_taken_for_a_whole_one(mock):
     assert seen(mock) == 2
 
 
+@pytest.mark.parametrize("stop", ["max_tokens", "refusal", "model_context_window_exceeded"])
+def test_an_answer_that_is_cut_off_inside_a_call_is_paid_for_once(stop):
+    sent = whole({"type": "tool_use", "id": "t", "name": "look", "input": {"words": "x" * 300}}, stop=stop)
+    (*_, last) = [i for i, event in enumerate(sent) if event["type"] == "content_block_delta"]
+    with server(sent[:last] + sent[last + 1 :]) as (url, got):
+        reply = Asking(url)()
+
+    assert len(got) == 1
+    assert reply.stop_reason == stop
+
+
+def test_a_blank_text_is_not_sent_back():
+    """The API refuses a request that holds one."""
+    tool = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    with server(whole({"type": "text", "text": " \n"}, tool, stop="tool_use")) as (url, _):
+        reply = Asking(url)()
+
+    assert [block["type"] for block in reply.content] == ["tool_use"]
+
+
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422])
 def test_what_will_not_pass_is_a_reply_that_says_so(mock, status):
     mock.state.scenarios.add(Fail(status, times=None))
@@ -343,7 +363,7 @@ def test_a_full_context_is_a_reason_to_stop_of_its_own(words):
 
 def test_a_model_that_knows_no_effort_is_asked_without_it_from_then_on():
     def answer(got):
-        if "output_config" in got["body"]:
+        if got["body"].get("output_config") == {"effort": "max"}:
             return refusal(400, "invalid_request_error", "output_config.effort is not supported")
         return whole()
 
@@ -352,13 +372,13 @@ def test_a_model_that_knows_no_effort_is_asked_without_it_from_then_on():
 
         async def twice():
             async with asking.claude.client:
-                for _ in range(2):
-                    reply = await asking.claude.reply(request(effort="low"), asking.told)
+                for effort in ("max", "max", "low"):
+                    reply = await asking.claude.reply(request(effort=effort), asking.told)
                     assert reply.stop_reason == "end_turn"
 
         asyncio.run(twice())
 
-    assert ["output_config" in one["body"] for one in got] == [True, False, False]
+    assert ["output_config" in one["body"] for one in got] == [True, False, False, True]
 
 
 def test_no_key_is_in_what_we_keep_even_if_the_server_echoes_it():

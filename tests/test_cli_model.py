@@ -191,11 +191,19 @@ def test_calls_are_kept_as_text_that_can_be_stored():
 @pytest.mark.parametrize(("command", "said"), [(SORRY, "Please run /login"), (FAILING, "the license has run out")])
 def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
     request = replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}")
-    reply, asking = ask(request, replaceable=frozenset({request.model}))
+    reply, asking = ask(request, replaceable=frozenset({("tester", request.model)}))
 
     assert reply.stop_reason == "failed"
     assert said in reply.message["error"]
     assert 1 < len(asking.slept) < ATTEMPTS
+
+
+def test_a_conversation_that_is_too_long_for_a_program_is_not_asked_again():
+    command = SORRY.replace("Please run /login", "Prompt is too long")
+    reply, asking = ask(replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}"))
+
+    assert reply.stop_reason == "model_context_window_exceeded"
+    assert not asking.slept
 
 
 def test_what_failed_attempts_have_cost_counts(tmp_path):

@@ -112,7 +112,7 @@ def test_what_has_run_counts_though_no_model_would_go_on_with_it():
 def test_another_model_takes_over_within_a_minute():
     with server(refusal(529, "overloaded_error", "busy")) as (url, asked):
         asking = Asking(url)
-        asking.claude = replace(asking.claude, replaceable=frozenset({"first"}))
+        asking.claude = replace(asking.claude, replaceable=frozenset({("tester", "first")}))
         reply = asking(model="first")
 
     assert reply.stop_reason == "failed"

@@ -123,8 +123,8 @@ def build_crew(
     else:
         from subagents.claude import Claude, connect
 
-        others = [prompt for prompt in prompts.values() if prompt.fallback not in ("", prompt.model)]
-        replaceable = frozenset(prompt.model for prompt in others)
+        others = [(name, prompt) for name, prompt in prompts.items() if prompt.fallback not in ("", prompt.model)]
+        replaceable = frozenset((name, prompt.model) for name, prompt in others)
         outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
     fence = started.name if started.isolated else ""
     return ClaudeCrew(
