@@ -25,6 +25,8 @@ MOST_TOKENS = 10**9  # that a request can have
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
 OURS = ("capped", "failed", "unaffordable")  # reasons to stop that no server gives, with the error in the message
 CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
+MOST_RESULTS = 100_000  # characters of all results of a message after which no further call is run
+TOO_MUCH = ToolResult("Not run: the results above fill the message. Ask for less at a time.", is_error=True)
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {
     "input": "input_tokens",  # without the cached ones
@@ -166,7 +168,7 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
                 raise NoAnswer(str(reply.message["error"]))
             case "failed" | "unaffordable" | "refusal":
                 why = str(reply.message.get("error") or f"the {agent.name}'s model refused to answer")
-                if reply.stop_reason == "unaffordable" or prompt.fallback in ("", conversation.model):
+                if reply.stop_reason == "unaffordable" or not turns_left or prompt.fallback in ("", conversation.model):
                     raise Outage(why)
                 await environment.replace_model(f"{prompt.fallback} takes over: {why}")
                 conversation.replace_model(prompt.fallback)
@@ -201,11 +203,12 @@ class _Conversation(Generic[T]):
         """Run the calls of a message in order; return the answer if one of them submits it."""
         results: list[Json] = []
         failed = ""
-        for call in reply.calls:
+        for call in sorted(reply.calls, key=lambda call: call.name == SUBMIT):  # the answer ends the conversation
             try:
                 if call.name == SUBMIT:
                     return await self.check_answer(call, failed)
-                result = await self.use_tool(call, environment)
+                is_full = sum(len(each["content"]) for each in results) > MOST_RESULTS
+                result = TOO_MUCH if is_full else await self.use_tool(call, environment)
             except ToolError as error:
                 result = ToolResult(cap(str(error)), is_error=True)
             if result.is_error and call.name != SUBMIT:

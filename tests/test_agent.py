@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from subagents.agent import CACHE, MAX_BAD_ANSWERS, STUB, Agent, NoAnswer, Reply, ask
+from subagents.agent import CACHE, MAX_BAD_ANSWERS, STUB, Agent, NoAnswer, Outage, Reply, ask
 from subagents.tools import RESULT_BYTES, Tool, ToolCall, ToolError, cap
 from tests.conversations import PROMPT, FakeWorld, call, says, text
 
@@ -101,6 +101,30 @@ def test_an_answer_behind_a_failed_call_of_its_message_does_not_count():
     assert answer.total == 3
     assert world.heard()[0] == "no such file"
     assert "because `fail` failed" in world.heard()[1]
+
+
+def test_an_answer_counts_once_the_calls_behind_it_have_run():
+    world, answer = asked(says(call("submit", "1", total=1), call("fail", why="no such file")), ANSWER)
+
+    assert answer.total == 3
+    assert world.used == ["fail"]
+
+
+def test_the_results_of_a_message_are_bounded_together():
+    world, _ = asked(says(*[call("fail", str(i), why="x" * 20_000) for i in range(50)]), ANSWER)
+
+    results = world.requests[-1].messages[-1]["content"]
+    assert len(results) == 50
+    assert len(world.used) < 12
+    assert results[-1]["content"].startswith("Not run: ")
+
+
+def test_a_failure_in_the_last_turn_says_nothing_about_the_task():
+    agent = replace(AGENT, prompt=PROMPT.model_copy(update={"max_turns": 1, "fallback": "other"}))
+    world = FakeWorld([Reply.from_error("failed", "overloaded")])
+    with pytest.raises(Outage, match="overloaded"):
+        asyncio.run(ask(agent, world, "Add."))
+    assert not world.changes
 
 
 def test_bad_answers_go_back_with_the_error_a_bounded_number_of_times():

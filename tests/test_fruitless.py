@@ -257,3 +257,15 @@ def test_what_was_not_done_as_proposed_is_not_tested(tmp_path):
     assert "**Not tested**: the run was not what was proposed" in page.read_text()
     assert "The mechanic's summary: " in page.read_text()
     assert "What we learned" not in page.read_text()
+
+
+def test_a_night_that_cannot_pay_for_its_notebook_asks_no_researcher_either(tmp_path):
+    class Dear(Player):
+        def at_most(self, request):
+            return 100.0 if request.agent == "notebook" else 0.01
+
+    session = night(tmp_path, Dear(["turn"] * 50), wide={"consolidate_every": 3}, usd=5.0)
+
+    events = [record.event for record in session.records]
+    (asked,) = [i for i, event in enumerate(events) if isinstance(event, ev.StopAsked)]
+    assert not [e for e in events[asked:] if isinstance(e, ev.ModelReplied) and e.agent == "researcher"]

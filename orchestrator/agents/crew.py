@@ -71,7 +71,7 @@ class ClaudeCrew:
         tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
         if reason := explain_consolidation(state):
             state = await self._consolidate(state, step, tools, reason)
-            if cap := explain_cap(self.log.state, step.first):
+            if cap := explain_cap(self.log.state, step.first) or self.log.state.stopping:
                 raise NoAnswer(cap)
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]

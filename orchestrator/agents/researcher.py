@@ -12,6 +12,7 @@ from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, 
 from orchestrator.core.state import UNTESTED, FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
+from prepare.command import UserError
 from prepare.constants import UnknownConstantError, Value, is_plain, read_values, with_constants
 from subagents.agent import Agent
 from subagents.files import MAX_STARTS, EditedFiles, number_page
@@ -134,7 +135,10 @@ def make_tools(
 
     def search_musings(words: str) -> str:
         """Search the musings of all sessions: what was tried, why, and what came of it, in the ten that fit best."""
-        return search(words) or "No musings match."
+        try:
+            return search(words) or "No musings match."
+        except UserError as error:
+            raise ToolError(str(error)) from error
 
     def open_musing(night: str, experiment: int) -> str:
         """Read a musing of an earlier night in full: reasons, the change as a diff, results, lesson."""
