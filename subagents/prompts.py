@@ -191,7 +191,7 @@ def _make_prompt(matter: Mapping[str, Any], body: str, name: str, folders: Seque
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
         JINJA.from_string(template.strip())
-        return Prompt(**matter, system=system.strip(), template=template.strip())
+        prompt = Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
         key = re.escape(str(error.errors()[0]["loc"][0]))
         where = _find_place(rf"(?m)^{key}\s*:", folders, Path(name).name) if folders else name
@@ -201,3 +201,6 @@ def _make_prompt(matter: Mapping[str, Any], body: str, name: str, folders: Seque
     except TemplateSyntaxError as error:
         where = _find_line(template.strip(), error.lineno, folders) if folders else name
         raise PromptError(f"{where}: {error.message} (line {error.lineno} of the opening)") from error
+    if not (prompt.system and prompt.template):  # the API refuses an empty text
+        raise PromptError(f"{name}: nothing stands {'below' if prompt.system else 'above'} the line {OPENING}")
+    return prompt

@@ -16,6 +16,7 @@ from orchestrator.views import musings
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
+from prepare.command import UserError
 from prepare.files import write_atomically
 from subagents.prompts import Prompt
 from tests.fakes import started
@@ -328,3 +329,12 @@ def test_a_change_that_is_not_the_plain_difference_says_why(session):
         plain, metric = fmean(score.val_bpb for score in row.compared) - row.val_bpb, row.task.metric
         told = "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
         assert told == (metric.format_change(plain) != metric.format_change(row.gain))
+
+
+def test_an_index_that_has_no_room_is_told_in_a_line(tmp_path):
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night/001-a.md").write_text("---\nstatus: kept\n---\n# 1. A\nDeeper.\n")
+    assert search(tmp_path, "deeper")
+    musings._Words(tmp_path).db.close()  # as an index that is written to a full disk
+    with pytest.raises(UserError, match="the musings cannot be searched: "):
+        search(tmp_path, "deeper")

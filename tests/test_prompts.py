@@ -209,3 +209,12 @@ def test_a_prompt_that_came_with_a_session_can_do_nothing(template):
     prompt = parse_prompt(f"---\nmodel: x\n---\nsystem\n{OPENING}\n{template}\n")
     with pytest.raises(PromptError, match="cannot be rendered"):
         prompt.render_opening({"facts": [1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "where"), [("You are it.\n<!-- opening -->\n \n", "below"), ("<!-- opening -->\nGo.\n", "above")]
+)
+def test_a_prompt_that_is_empty_in_part_is_refused(text, where, tmp_path):
+    (tmp_path / "reflector.md").write_text(f"---\nmodel: m\n---\n{text}")
+    with pytest.raises(PromptError, match=f"reflector.md: nothing stands {where} the line"):
+        load_prompts(FOLDER, str(tmp_path), "default")

@@ -6,8 +6,8 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -23,6 +23,7 @@ from orchestrator.core.text import flatten, make_printable, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import summarize, tabulate
+from prepare.command import UserError
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
@@ -188,9 +189,18 @@ def search(
     quoted, words = [f'"{word}"' for word in re.findall(r"\w+", query)], _Words(folder)
     if query.strip() and not quoted:
         return []
-    with words.lock, words.db:
+    with words.lock, _wrap_full_disk(), words.db:
         words.update()
         return words.match(" AND ".join(quoted), filters, limit) or words.match(" OR ".join(quoted), filters, limit)
+
+
+@contextmanager
+def _wrap_full_disk() -> Generator[None]:
+    """Turn an error of the index, which is a file once it is large, into a UserError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(f"the musings cannot be searched: {error}") from error
 
 
 def find_page(folder: Path, session: str, experiment: int) -> str:
