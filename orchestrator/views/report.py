@@ -42,12 +42,12 @@ COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")
 better; unknown is null, never 0."""
 
 
-def list_files(log: LogReader, folder: Path, **how: Any) -> Iterator[File]:
-    """Yield all but the logs; `how` are arguments of `draw_report`."""
+def list_files(log: LogReader, folder: Path, runs: bool = True, **how: Any) -> Iterator[File]:
+    """Yield all but the logs; `runs` and `how` are arguments of `draw_report`."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
-    yield folder / "report.html", state, partial(draw_report, log, **how)
+    yield folder / "report.html", (state, runs), partial(draw_report, log, runs=runs, **how)
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
