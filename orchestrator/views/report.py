@@ -7,6 +7,7 @@ pandas, DuckDB and similar tools; results.tsv has autoresearch's own five column
 
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -212,6 +213,8 @@ def export(log: LogReader, to: Tool, folder: Path) -> None:
         table = _make_table(log)
         csv.write_csv(table.drop_columns(["scores"]), folder / "ledger.csv")
         return
+    for name in [name for name in os.environ if name.startswith("TRACKIO_") and name != "TRACKIO_DIR"]:
+        del os.environ[name]  # where other work is logged: a Space or a server
     try:
         api: Any = import_module(to)
     except ImportError as error:
