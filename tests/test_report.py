@@ -275,7 +275,8 @@ def test_the_order_is_what_a_reader_asks_for(session):
         "Every experiment",
     ]
     base, head = session.state.parents[0].commit[:12], session.state.parent.commit[:12]
-    for words in (f"git diff {base}..{head}", f"git cherry-pick {base}..{head}", suggest_command(session)):
+    picked = f"git cherry-pick --keep-redundant-commits {base}..{head}"
+    for words in (f"git diff {base}..{head}", picked, suggest_command(session)):
         assert f'<pre class="copy">{words}</pre>' in html
 
 
