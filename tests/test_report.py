@@ -825,3 +825,21 @@ def test_where_seeds_make_no_difference_runs_are_repeats(tmp_path):
     for text in told:
         assert not re.findall(r"(?:fresh|equal|same|other) seeds?|\d seeds?\b", text)
     assert "identical runs (their seeds made no difference)" in told[0]
+
+
+# ---------------------------------------------------------------- odd nights
+
+
+def more(n: int, *events) -> Log:
+    """A synthetic night of n experiments, and what follows."""
+    log = synthetic.log(n)
+    log.fold(*(ev.Record(seq=i, at=log.state.now, task_id="", event=e) for i, e in enumerate(events, len(log.records))))
+    return log
+
+
+def test_a_gain_that_is_certainly_none_is_not_told_as_luck():
+    best = synthetic.log(60).state.best
+    worse = ev.Certified(experiment=best, gain=-0.01, low=-0.015, high=-0.005, pairs=3, heldout=True)
+    page = flatten(render_report(more(60, worse, ev.Ended(reason="by hours"))))
+    assert "0.0100 worse (90 % interval −0.0150 to −0.0050" in page
+    assert "may be luck" not in page
