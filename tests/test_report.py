@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import random
 import re
 import time
 import types
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import fold
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
@@ -843,3 +845,25 @@ def test_a_gain_that_is_certainly_none_is_not_told_as_luck():
     page = flatten(render_report(more(60, worse, ev.Ended(reason="by hours"))))
     assert "0.0100 worse (90 % interval −0.0150 to −0.0050" in page
     assert "may be luck" not in page
+
+
+def test_a_keep_that_is_not_promoted_counts_for_nothing_yet():
+    numbers = {"mean": 2.0, "gain": 0.1, "error": 0.004, "sigma": 0.004, "reason": "by its score"}
+    names = {"source": compute_digest(synthetic.source(60)), "fingerprint": "f" * 16}
+    proposal = synthetic.proposal(random.Random(0), title="the last idea")
+    earlier = synthetic.log(60)
+    log = more(
+        60,
+        ev.Proposed(experiment=61, proposal=proposal),
+        ev.Committed(experiment=61, commit="a" * 40, parent=earlier.state.best, added=1, removed=1, **names),
+        ev.Granted(experiment=61, run=1, slot=0, seed=7),
+        ev.Scored(experiment=61, run=1, val_bpb=2.0, metrics=ev.RunMetrics(), curve=(), log="l" * 16),
+        ev.Kept(experiment=61, score_to_beat=2.0, **numbers),
+        ev.Ended(reason="by hours"),
+    )
+    before, summary = summarize(earlier.state), summarize(log.state)
+    assert (summary.kept, summary.margin, summary.gain) == (before.kept, before.margin, before.gain)
+    assert summary.kept
+    index = render_index(log.state, list_rows(log.state))
+    assert "the last idea" not in index.partition("## Surprises")[0]
+    assert re.search(r"Kept, not yet on the branch: <a [^>]*>[^<]*the last idea", render_report(log))

@@ -46,7 +46,7 @@ def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.verdict and not getattr(row.verdict, "outage", False)]
-    kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
+    kept = [row for row in decided if row.is_gain]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb
     found = state.certificate if state.certificate and state.certificate.experiment == state.best else None
