@@ -17,6 +17,8 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
+from orchestrator.cli.options import ExitCode
+from orchestrator.cli.wiring import judge_night
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
 from orchestrator.core.source import compute_digest
@@ -27,6 +29,7 @@ from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
 from orchestrator.ports import Log
 from orchestrator.session.store import Session
+from orchestrator.supervisor import ASKED
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
@@ -867,3 +870,17 @@ def test_a_keep_that_is_not_promoted_counts_for_nothing_yet():
     index = render_index(log.state, list_rows(log.state))
     assert "the last idea" not in index.partition("## Surprises")[0]
     assert re.search(r"Kept, not yet on the branch: <a [^>]*>[^<]*the last idea", render_report(log))
+
+
+def test_a_refused_proposal_is_no_baseline_that_failed():
+    begun = synthetic.records(0)[:3]
+    refused = [
+        ev.Proposed(experiment=1, proposal=synthetic.proposal(random.Random(0))),
+        ev.Refused(experiment=1, reason="it was tried"),
+        ev.StopAsked(reason=ASKED),
+        ev.Ended(reason=ASKED),
+    ]
+    then = [ev.Record(seq=i, at=1.8e9 + 60, task_id="", event=event) for i, event in enumerate(refused, len(begun))]
+    state = fold([*begun, *then])
+    assert len(state.results) == 1
+    assert judge_night(state) == ExitCode.NOTHING_RAN
