@@ -22,7 +22,7 @@ from orchestrator.cli.wiring import judge_night
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
 from orchestrator.core.source import compute_digest
-from orchestrator.core.state import fold
+from orchestrator.core.state import Usage, fold
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
@@ -35,6 +35,7 @@ from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import (
     _list_axes,
+    _make_row,
     has_log,
     list_files,
     render_report,
@@ -884,3 +885,11 @@ def test_a_refused_proposal_is_no_baseline_that_failed():
     state = fold([*begun, *then])
     assert len(state.results) == 1
     assert judge_night(state) == ExitCode.NOTHING_RAN
+
+
+def test_the_ledger_expects_a_change_of_the_users_own_value():
+    row, told = list_rows(synthetic.log(3).state)[1], list[float]()
+    for goal in ("min", "max"):
+        task = row.task.model_copy(update={"metric": Metric(name="accuracy", goal=goal)})
+        told.append(_make_row("s", dataclasses.replace(row, task=task), Usage())["expected_delta"])
+    assert told == [row.proposal.expected_delta, -row.proposal.expected_delta]

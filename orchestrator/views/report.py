@@ -39,8 +39,8 @@ Tool = Literal["csv", "trackio", "wandb"]
 ENOUGH = 20
 """Measured experiments that only set constants, below which a picture of the constants would show luck."""
 COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")
-"""val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
-better; unknown is null, never 0."""
+"""val_bpb and scores are values of the metric, expected_delta a change of them. Seconds, steps and tokens are
+of the first run; gain is positive where better; unknown is null, never 0."""
 
 
 def list_files(log: LogReader, folder: Path, runs: bool = True, **how: Any) -> Iterator[File]:
@@ -194,6 +194,7 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "sigma": getattr(row.verdict, "sigma", None),
         "metric": row.task.metric.name,
         "val_bpb": row.value,
+        "expected_delta": row.task.metric.sign * row.proposal.expected_delta + 0.0,
         "scores": [row.task.metric.sign * score.val_bpb for score in row.scores],
         "reason": row.reason or None,
         "input_tokens": usage.input,
