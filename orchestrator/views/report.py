@@ -90,12 +90,18 @@ def render_report(log: LogReader, **how: Any) -> str:
 
 
 def draw_report(
-    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True, rest: float = 0.0
+    log: LogReader,
+    command: Callable[..., str] = write_command,
+    git: str = "git",
+    runs: bool = True,
+    rest: float = 0.0,
+    file: str = "",
 ) -> Iterator[str]:
     """Yield the page in parts, since it is large.
 
     `command` completes a command of ours, `git` begins one about the script. `runs` is whether a
-    process still runs the session, if it has not ended; `rest` for how many seconds it leaves the page as it is.
+    process still runs the session, if it has not ended; `rest` for how many seconds it leaves the page as it is;
+    `file` is that of a session which is not in the folder of its name.
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     experiments, held = _render_experiments(rows, log=log), list_runs(log.records)
@@ -105,7 +111,7 @@ def draw_report(
     facts |= {"live": runs and not summary.ended, "soon": soon, "trust": describe_trust(log)}
     facts |= {"near_miss": NEAR_MISS, "untested": UNTESTED}
     facts |= {"assess_keep": partial(assess_keep, state), "show_diff": partial(show_diff, log)}
-    facts |= {"git": git, "command": command, "suggested": suggest_command(log, command)}
+    facts |= {"git": git, "command": command, "suggested": suggest_command(log, command, file)}
     return render_page("page.html", figures, [charts for charts, _ in experiments], **facts)
 
 

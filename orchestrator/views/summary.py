@@ -106,12 +106,15 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     return table
 
 
-def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -> str:
-    """Return the command that continues the session: `resume`, or `fork` if its limits are spent."""
+def suggest_command(log: LogReader, write: Callable[..., str] = write_command, file: str = "") -> str:
+    """Return the command that continues the session: `resume`, or `fork` if its limits are spent.
+
+    `file` is that of a session which is not in the folder of its name: it can only be forked.
+    """
     state, last = log.state, len(log.records) - 1
     name, limits = state.session.name, state.session.limits
-    if not is_over(state):
+    if not file and not is_over(state):
         return write("resume", name)
     number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
     dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
-    return write("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
+    return write("fork", file or name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
