@@ -893,3 +893,12 @@ def test_the_ledger_expects_a_change_of_the_users_own_value():
         task = row.task.model_copy(update={"metric": Metric(name="accuracy", goal=goal)})
         told.append(_make_row("s", dataclasses.replace(row, task=task), Usage())["expected_delta"])
     assert told == [row.proposal.expected_delta, -row.proposal.expected_delta]
+
+
+def test_a_night_that_has_ended_waits_for_no_model():
+    waiting = ev.Waiting(until=1.9e9, reason="the model is rate limited")
+    log, shown = more(60, waiting, ev.Ended(reason="by hours")), Console(file=io.StringIO(), width=100)
+    shown.print(Terminal(log, shown, lambda: log.state.now).render())
+    assert "waiting" not in shown.file.getvalue()
+    assert "waiting: the model" not in render_report(log)
+    assert "waiting: the model is rate limited" in render_report(more(60, waiting))
