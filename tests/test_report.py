@@ -902,3 +902,25 @@ def test_a_night_that_has_ended_waits_for_no_model():
     assert "waiting" not in shown.file.getvalue()
     assert "waiting: the model" not in render_report(log)
     assert "waiting: the model is rate limited" in render_report(more(60, waiting))
+
+
+def test_what_was_not_tested_teaches_nothing_and_what_is_kept_is_not_missed():
+    log = synthetic.log(60)
+    near, wrong = [result.experiment for result in log.state.results if result.status == "discarded"][:2]
+
+    def change(result, combines):
+        updates = {"verdict": {"gain": 0.05}} if result.experiment in (near, wrong) else {}
+        updates |= {"postmortem": {"implemented": "no", "lesson": "MINE"}} if result.experiment == wrong else {}
+        updates |= {"proposal": {"combines": combines}} if result.experiment == log.state.best else {}
+        parts = {name: getattr(result, name).model_copy(update=update) for name, update in updates.items()}
+        return dataclasses.replace(result, **parts)
+
+    for combines in ((), (near,)):
+        results = tuple(change(result, combines) for result in log.state.results)
+        log.state = dataclasses.replace(log.state, results=results)
+        page, parts = render_report(log), list[str]()
+        for name in ("learned", "next"):
+            parts.append(page.partition(f'<section id="{name}">')[2].partition("</section>")[0])
+        assert "MINE" not in parts[0]
+        assert f'href="#{wrong}"' not in parts[0]
+        assert (f'href="#{near}"' in parts[1].partition("Open questions")[0]) == (not combines)
