@@ -44,7 +44,7 @@ from orchestrator.views.report import (
     write_parquet,
     write_results,
 )
-from orchestrator.views.summary import suggest_command, summarize
+from orchestrator.views.summary import suggest_command, summarize, tabulate
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.constants import Constant, Numbers, Value, read_values
@@ -924,3 +924,12 @@ def test_what_was_not_tested_teaches_nothing_and_what_is_kept_is_not_missed():
         assert "MINE" not in parts[0]
         assert f'href="#{wrong}"' not in parts[0]
         assert (f'href="#{near}"' in parts[1].partition("Open questions")[0]) == (not combines)
+
+
+def test_numbers_that_a_script_reports_are_means_over_seeds():
+    row = list_rows(synthetic.log(1).state)[0]
+    scores = [
+        score.model_copy(update={"reported": {"f1": value}})
+        for score, value in zip(row.scores, (0.1, 0.8, 0.9), strict=True)
+    ]
+    assert ("f1", "0.6", "0.1", "") in tabulate(dataclasses.replace(row, scores=scores, compared=scores[:1]))

@@ -1,6 +1,6 @@
 """Summarize a session in a few numbers, the same in terminal, messages, report and musings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot
 from statistics import fmean
@@ -91,7 +91,7 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
             other = metric.format_score(fmean([score.val_bpb for score in row.compared] or [row.val_bpb + row.gain]))
             change = f"{metric.format_change(-row.gain)} ± {metric.format_size(row.error)}" if row.error else ""
         table.append((metric.name, metric.format_score(row.val_bpb), other, change))
-        reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
+        reported, theirs = _average_reported(row.scores), _average_reported(row.compared)
         if len(row.scores) > 1:
             values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
             table.append((f"by {row.task.noun}", values, "", ""))
@@ -104,6 +104,13 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     for share, gap in compare_curves(row.runs, row.compared).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+z.3f}".replace("-", "−")))
     return table
+
+
+def _average_reported(scores: Sequence[Scored]) -> dict[str, float]:
+    """Return the mean of each number that the script reports beside its metric, over the runs in which it does."""
+    names = dict.fromkeys(name for score in scores for name in score.reported)
+    told = {name: [score.reported[name] for score in scores if name in score.reported] for name in names}
+    return {name: sum(values) / len(values) for name, values in told.items()}  # fmean raises where they are infinite
 
 
 def suggest_command(log: LogReader, write: Callable[..., str] = write_command, file: str = "") -> str:
