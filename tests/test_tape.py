@@ -183,7 +183,7 @@ def test_a_tracker_gets_every_run(place):
         ]
     scores = {int(name[:4]): values["val_bpb"] for name, values in found if "val_bpb" in values}
     assert scores == {row["experiment"]: row["val_bpb"] for row in rows if row["val_bpb"] is not None}
-    assert {name[:4] for name, values in found if "loss" in values} >= {"0000", "0001"}
+    assert {name[:4] for name, values in found if "training loss" in values} >= {"0000", "0001"}
 
 
 def test_a_report_of_a_session_stands_beside_it(place):

@@ -235,7 +235,7 @@ def export(log: LogReader, to: Tool, folder: Path) -> None:
             name = f"{row.experiment:04} {row.proposal.title}"
             run = api.init(project=log.state.session.name, name=name, config=facts, **local)
             for point in row.runs[0].curve:
-                run.log({"loss": point.loss}, step=round(100 * point.progress))
+                run.log({"training loss": point.loss}, step=round(100 * point.progress))
             if row.value is not None:
                 run.log({row.task.metric.name: row.value}, step=100)
             run.finish()
