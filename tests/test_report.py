@@ -933,3 +933,17 @@ def test_numbers_that_a_script_reports_are_means_over_seeds():
         for score, value in zip(row.scores, (0.1, 0.8, 0.9), strict=True)
     ]
     assert ("f1", "0.6", "0.1", "") in tabulate(dataclasses.replace(row, scores=scores, compared=scores[:1]))
+
+
+def test_nights_of_one_arm_with_equal_seeds_are_one_side_of_a_pair():
+    log = synthetic.log(3)
+    row = comparison.summarize_session(log.state, log.records)
+    seeds = row.conditions, (8, *row.conditions[1:])
+    nights = (("A", 0, 0.02), ("A", 0, 0.04), ("B", 0, 0.01), ("B", 0, 0.03), ("A", 1, 0.05), ("B", 1, 0.01))
+    rows = [
+        dataclasses.replace(row, name=str(number), arm=arm, conditions=seeds[seed], gain=gain)
+        for number, (arm, seed, gain) in enumerate(nights)
+    ]
+    words, gain, _ = comparison.list_findings(rows)[-1]
+    assert words == "A more than B, 2 pairs of equal seeds"
+    assert gain == pytest.approx((0.01 + 0.04) / 2)
