@@ -328,3 +328,14 @@ def test_a_change_that_is_not_the_plain_difference_says_why(session):
         plain, metric = fmean(score.val_bpb for score in row.compared) - row.val_bpb, row.task.metric
         told = "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
         assert told == (metric.format_change(plain) != metric.format_change(row.gain))
+
+
+def test_changes_have_the_decimals_of_their_metric(tmp_path):
+    lines = "session: mine", "experiment: 1", "status: kept", "verdict: null", "delta: -2.0e-05", "error: 1.0e-06"
+    for name, told in (("loss", "−2e−05 ± 1e−06"), ("val_bpb", "+0.0000 ± 0.0000")):
+        text = "\n".join(["---", *lines, "profile: cpu", f"{name}: 0.002", "---", "# 1. A change of depth", ""])
+        write_atomically(tmp_path / name / "mine/001-change.md", text)
+        write_atomically(tmp_path / name / "mine/index.md", "---\nsession: mine\n---\n")
+        (hit,) = search(tmp_path / name, "depth")
+        assert hit.outcome == f"kept {told}"
+        assert f"](mine/001-change.md) {told}" in musings.render_overview(tmp_path / name, "cpu")

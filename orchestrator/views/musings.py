@@ -18,7 +18,7 @@ from weakref import finalize
 
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, Idea, State
-from orchestrator.core.task import BPB
+from orchestrator.core.task import BPB, Metric
 from orchestrator.core.text import flatten, make_printable, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
@@ -44,7 +44,7 @@ class Hit:
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score with its error where there is one."""
-        return render_template("outcome.txt", matter=self.matter, metric=BPB)
+        return render_template("outcome.txt", matter=self.matter, metric=_choose_metric(self.matter))
 
 
 def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[File]:
@@ -121,7 +121,13 @@ def render_overview(folder: Path, profile: str) -> str:
     told = ((path, *read_musing(path)) for path in reversed(paths))
     shared = {_name_shared(p, m): (p, m, body) for p, m, body in told if m.keys() >= OF_A_PAGE and m["experiment"]}
     pages = [{"link": f"{p.parent.name}/{p.name}", "matter": m, "body": b} for p, m, b in reversed(shared.values())]
-    return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
+    facts = {"sessions": latest, "mine": profile, "pages": pages, "choose_metric": _choose_metric}
+    return _render_page("overview.md", escape=_escape, **facts)
+
+
+def _choose_metric(matter: Mapping[str, Any]) -> Metric:
+    """Return a metric that writes a page's numbers in as many decimals as they need; their sign is the user's."""
+    return BPB if "val_bpb" in matter else Metric(name="other")
 
 
 def _name_shared(path: Path, matter: Mapping[str, Any]) -> str:
