@@ -33,6 +33,7 @@ from orchestrator.supervisor import ASKED
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
+from orchestrator.views.render import format_time
 from orchestrator.views.report import (
     _list_axes,
     _make_row,
@@ -316,7 +317,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
 
     assert summary.gain == session.state.certificate.gain != summary.estimate
     assert summary.best == summary.baseline - summary.gain
-    page, index = render_report(session), render_index(session.state, list_rows(session.state))
+    page, index = render_report(session), render_index(session)
     for text in (page, index):
         assert f"→ {best}" in text
         assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
@@ -343,7 +344,7 @@ def test_with_slots_each_step_stands_on_those_before_it(tmp_path):
     order, rows = [*session.state.former, session.state.best][1:], list_rows(session.state)
     assert order == [2, 8, 4, 1, 7]
 
-    page, index = render_report(session), render_index(session.state, rows)
+    page, index = render_report(session), render_index(session)
     steps, lineage = page.partition('<table class="steps">')[2], page.partition('<ul class="lineage">')[2]
     for part, end in ((steps, "</table>"), (lineage, "</ul>")):
         assert [int(n) for n in re.findall(r'href="#(\d+)"', part.partition(end)[0])] == order
@@ -868,7 +869,7 @@ def test_a_keep_that_is_not_promoted_counts_for_nothing_yet():
     before, summary = summarize(earlier.state), summarize(log.state)
     assert (summary.kept, summary.margin, summary.gain) == (before.kept, before.margin, before.gain)
     assert summary.kept
-    index = render_index(log.state, list_rows(log.state))
+    index = render_index(log)
     assert "the last idea" not in index.partition("## Surprises")[0]
     assert re.search(r"Kept, not yet on the branch: <a [^>]*>[^<]*the last idea", render_report(log))
 
@@ -947,3 +948,11 @@ def test_nights_of_one_arm_with_equal_seeds_are_one_side_of_a_pair():
     words, gain, _ = comparison.list_findings(rows)[-1]
     assert words == "A more than B, 2 pairs of equal seeds"
     assert gain == pytest.approx((0.01 + 0.04) / 2)
+
+
+def test_a_fork_begins_when_it_is_forked():
+    log = synthetic.log(3)
+    same = {name: getattr(log.state.session, name) for name in ev.SessionSettings.model_fields}
+    fork = ev.Forked(parent="synthetic@9", **same | {"name": "fork"})
+    log.fold(ev.Record(seq=len(log.records), at=log.state.now + 20 * 86_400, task_id="", event=fork))
+    assert f"started: '{format_time(log.state.now)}'" in render_index(log)

@@ -6,7 +6,7 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,8 +16,8 @@ from threading import Lock
 from typing import Any
 from weakref import finalize
 
-from orchestrator.core.events import Proposed
-from orchestrator.core.state import Decided, Idea, State
+from orchestrator.core.events import Forked, Proposed, Started
+from orchestrator.core.state import Decided, Idea
 from orchestrator.core.task import BPB, Metric
 from orchestrator.core.text import flatten, make_printable, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
@@ -57,7 +57,7 @@ def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[F
         for row in rows:
             shows = row.proposal if live and not row.verdict else row
             yield folder / make_file_name(row), shows, partial(render_musing, log, row)
-        yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
+        yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log)
 
 
 def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
@@ -106,9 +106,10 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
     return _render_page("musing.md", judged={each.experiment: each for each in log.state.judged}, **facts)
 
 
-def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
+def render_index(log: LogReader) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    facts = {"state": state, "summary": summarize(state), "rows": rows}
+    began = max(record.at for record in log.records if isinstance(record.event, Started | Forked))
+    facts = {"state": log.state, "summary": summarize(log.state), "rows": list_rows(log.state), "began": began}
     return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
