@@ -956,3 +956,20 @@ def test_a_fork_begins_when_it_is_forked():
     fork = ev.Forked(parent="synthetic@9", **same | {"name": "fork"})
     log.fold(ev.Record(seq=len(log.records), at=log.state.now + 20 * 86_400, task_id="", event=fork))
     assert f"started: '{format_time(log.state.now)}'" in render_index(log)
+
+
+def test_a_night_whose_keeps_were_all_reverted_gained_nothing():
+    log = synthetic.log(60)
+    *kept, last = (row.experiment for row in list_rows(log.state) if row.experiment and row.status == "kept")
+
+    def change(result):
+        if result.experiment == last:
+            return dataclasses.replace(result, proposal=result.proposal.model_copy(update={"reverts": kept[0]}))
+        return dataclasses.replace(result, reverted=result.experiment in kept)
+
+    log.state = dataclasses.replace(log.state, results=tuple(map(change, log.state.results)))
+    summary, page = summarize(log.state), render_report(log)
+    assert (summary.kept, summary.gain, summary.estimate) == (0, 0.0, 0.0)
+    assert summary.best == summary.baseline
+    assert "All kept changes have been reverted" in page
+    assert re.findall(r'data-label="kept">(\d+)<', page) == ["0"]

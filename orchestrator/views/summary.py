@@ -49,9 +49,9 @@ def summarize(state: State) -> Summary:
     kept = [row for row in decided if row.is_gain]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb
-    found = state.certificate if state.certificate and state.certificate.experiment == state.best else None
-    # Runs that measure the baseline again are no gain.
-    estimate = gain = baseline - expected if state.best and baseline is not None and expected is not None else 0.0
+    found = state.certificate if kept and state.certificate and state.certificate.experiment == state.best else None
+    # Runs that measure the baseline again are no gain, nor is an ablation that leads back to it.
+    estimate = gain = baseline - expected if kept and baseline is not None and expected is not None else 0.0
     wide = get_t_90(pool_variance(state).dof) if state.incumbent else 0.0
     margin = wide * hypot(*(row.error or 0.0 for row in kept))
     if found:
