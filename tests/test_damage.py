@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import zlib
@@ -306,6 +307,12 @@ def test_no_word_of_a_file_controls_a_terminal(change, tmp_path):
         assert "Traceback" not in err
     for log in tmp_path.glob("out/*log*"):
         assert not STEERING.search(log.read_text()), log
+
+
+def test_the_report_of_a_mailed_file_says_how_to_fork_it(tmp_path):
+    shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db")
+    assert run("report", "mailed.db", "--out", "out")[0] == 0
+    assert re.search(r'<pre class="copy">[^<]* fork mailed.db --at \d', (tmp_path / "out/report.html").read_text())
 
 
 def test_an_index_of_another_program_does_no_harm(tmp_path):

@@ -54,7 +54,19 @@ def clone(place, folder):
     return folder
 
 
-@pytest.mark.parametrize("line", ["{merge}", "{cherry-pick}", "{diff} | git apply", "git merge origin/research/night"])
+PICK_FIRST = 'set -- {cherry-pick}; git cherry-pick $(git rev-list --reverse "${!#}" | head -1); '
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{merge}",
+        "{cherry-pick}",
+        PICK_FIRST + "{cherry-pick}",  # as by the report of an hour before
+        "{diff} | git apply",
+        "git merge origin/research/night",
+    ],
+)
 def test_a_printed_line_brings_exactly_what_was_gained(place, gained, tmp_path, line):
     folder = clone(place, tmp_path / "mine")
     for verb in ("merge", "cherry-pick", "diff"):

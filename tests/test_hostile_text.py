@@ -94,6 +94,15 @@ def test_a_walk_and_its_pages_are_harmless(session):
         assert len(page) < 6 * event_text.LONGEST
 
 
+def test_a_page_in_full_holds_a_long_text_to_its_end():
+    log = Log()
+    opening = ev.ConversationOpened(
+        experiment=1, agent="researcher", model="m", system=log.put("s"), opening=log.put(f"{'A' * 50_000} the end")
+    )
+    log.fold(*(ev.Record(seq=i, at=0.0, task_id="propose 1", event=e) for i, e in enumerate((started(), opening))))
+    assert "A the end" in event_text.write_page(log, 1)
+
+
 def test_what_a_search_finds_is_harmless(tmp_path):
     (tmp_path / "night").mkdir()
     (tmp_path / "night/001-x.md").write_text(f"---\nfamily: other\n---\n# 1. {EVIL}\n\n{EVIL} words\n")

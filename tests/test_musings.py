@@ -338,3 +338,14 @@ def test_an_index_that_has_no_room_is_told_in_a_line(tmp_path):
     musings._Words(tmp_path).db.close()  # as an index that is written to a full disk
     with pytest.raises(UserError, match="the musings cannot be searched: "):
         search(tmp_path, "deeper")
+
+
+def test_changes_have_the_decimals_of_their_metric(tmp_path):
+    lines = "session: mine", "experiment: 1", "status: kept", "verdict: null", "delta: -2.0e-05", "error: 1.0e-06"
+    for name, told in (("loss", "−2e−05 ± 1e−06"), ("val_bpb", "+0.0000 ± 0.0000")):
+        text = "\n".join(["---", *lines, "profile: cpu", f"{name}: 0.002", "---", "# 1. A change of depth", ""])
+        write_atomically(tmp_path / name / "mine/001-change.md", text)
+        write_atomically(tmp_path / name / "mine/index.md", "---\nsession: mine\n---\n")
+        (hit,) = search(tmp_path / name, "depth")
+        assert hit.outcome == f"kept {told}"
+        assert f"](mine/001-change.md) {told}" in musings.render_overview(tmp_path / name, "cpu")

@@ -66,7 +66,7 @@ def test_a_page_that_rests_is_written_later_without_another_event(recorded, tmp_
     shown = run_virtually(live())
 
     now = replace(session.state, now=0.0, usage={})
-    assert observers.shown[tmp_path / "s" / "report.html"] == now != shown
+    assert observers.shown[tmp_path / "s" / "report.html"] == (now, True) != shown
     assert len((tmp_path / "s" / "log.jsonl").read_text().splitlines()) == 30
 
 
@@ -103,6 +103,26 @@ def test_ctrl_c_while_the_last_files_are_written_leaves_the_terminal_as_it_was(r
         assert "\x1b[?1049h" in shown.getvalue(), "the other screen"
         session.records = Interrupted(session.records)
     assert "\x1b[?1049l" in shown.getvalue()
+
+
+def test_the_report_of_a_night_that_is_stopped_at_once_tells_how_to_go_on(recorded, tmp_path):
+    session = Session(tmp_path / "s" / "session.db", virtual_clock, create=True)
+    copy_texts(recorded, session)
+    session.write("", recorded.records[0].event)
+
+    async def live():
+        for record in recorded.records[1:30]:
+            session.write(record.task_id, record.event)
+        await asyncio.sleep(60)
+        assert "The night is running" in (tmp_path / "s" / "report.html").read_text()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Observers(session, tmp_path / "musings", Console(file=io.StringIO())):
+        run_virtually(live())
+
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "The night is running" not in page
+    assert "resume test</pre>" in page
 
 
 def test_a_night_reads_those_before_it_at_its_ends_only(recorded, tmp_path):

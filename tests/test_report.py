@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import random
 import re
 import time
 import types
@@ -16,20 +17,26 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
+from orchestrator.cli.options import ExitCode
+from orchestrator.cli.wiring import judge_night
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
-from orchestrator.core.state import fold
+from orchestrator.core.source import compute_digest
+from orchestrator.core.state import Usage, fold
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten
 from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
 from orchestrator.ports import Log
 from orchestrator.session.store import Session
+from orchestrator.supervisor import ASKED
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
+from orchestrator.views.render import format_time
 from orchestrator.views.report import (
     _list_axes,
+    _make_row,
     has_log,
     list_files,
     render_report,
@@ -38,7 +45,7 @@ from orchestrator.views.report import (
     write_parquet,
     write_results,
 )
-from orchestrator.views.summary import suggest_command, summarize
+from orchestrator.views.summary import suggest_command, summarize, tabulate
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.constants import Constant, Numbers, Value, read_values
@@ -275,7 +282,8 @@ def test_the_order_is_what_a_reader_asks_for(session):
         "Every experiment",
     ]
     base, head = session.state.parents[0].commit[:12], session.state.parent.commit[:12]
-    for words in (f"git diff {base}..{head}", f"git cherry-pick {base}..{head}", suggest_command(session)):
+    picked = f"git cherry-pick --keep-redundant-commits {base}..{head}"
+    for words in (f"git diff {base}..{head}", picked, suggest_command(session)):
         assert f'<pre class="copy">{words}</pre>' in html
 
 
@@ -309,7 +317,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
 
     assert summary.gain == session.state.certificate.gain != summary.estimate
     assert summary.best == summary.baseline - summary.gain
-    page, index = render_report(session), render_index(session.state, list_rows(session.state))
+    page, index = render_report(session), render_index(session)
     for text in (page, index):
         assert f"→ {best}" in text
         assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
@@ -336,7 +344,7 @@ def test_with_slots_each_step_stands_on_those_before_it(tmp_path):
     order, rows = [*session.state.former, session.state.best][1:], list_rows(session.state)
     assert order == [2, 8, 4, 1, 7]
 
-    page, index = render_report(session), render_index(session.state, rows)
+    page, index = render_report(session), render_index(session)
     steps, lineage = page.partition('<table class="steps">')[2], page.partition('<ul class="lineage">')[2]
     for part, end in ((steps, "</table>"), (lineage, "</ul>")):
         assert [int(n) for n in re.findall(r'href="#(\d+)"', part.partition(end)[0])] == order
@@ -824,3 +832,144 @@ def test_where_seeds_make_no_difference_runs_are_repeats(tmp_path):
     for text in told:
         assert not re.findall(r"(?:fresh|equal|same|other) seeds?|\d seeds?\b", text)
     assert "identical runs (their seeds made no difference)" in told[0]
+
+
+# ---------------------------------------------------------------- odd nights
+
+
+def more(n: int, *events) -> Log:
+    """A synthetic night of n experiments, and what follows."""
+    log = synthetic.log(n)
+    log.fold(*(ev.Record(seq=i, at=log.state.now, task_id="", event=e) for i, e in enumerate(events, len(log.records))))
+    return log
+
+
+def test_a_gain_that_is_certainly_none_is_not_told_as_luck():
+    best = synthetic.log(60).state.best
+    worse = ev.Certified(experiment=best, gain=-0.01, low=-0.015, high=-0.005, pairs=3, heldout=True)
+    page = flatten(render_report(more(60, worse, ev.Ended(reason="by hours"))))
+    assert "0.0100 worse (90 % interval −0.0150 to −0.0050" in page
+    assert "may be luck" not in page
+
+
+def test_a_keep_that_is_not_promoted_counts_for_nothing_yet():
+    numbers = {"mean": 2.0, "gain": 0.1, "error": 0.004, "sigma": 0.004, "reason": "by its score"}
+    names = {"source": compute_digest(synthetic.source(60)), "fingerprint": "f" * 16}
+    proposal = synthetic.proposal(random.Random(0), title="the last idea")
+    earlier = synthetic.log(60)
+    log = more(
+        60,
+        ev.Proposed(experiment=61, proposal=proposal),
+        ev.Committed(experiment=61, commit="a" * 40, parent=earlier.state.best, added=1, removed=1, **names),
+        ev.Granted(experiment=61, run=1, slot=0, seed=7),
+        ev.Scored(experiment=61, run=1, val_bpb=2.0, metrics=ev.RunMetrics(), curve=(), log="l" * 16),
+        ev.Kept(experiment=61, score_to_beat=2.0, **numbers),
+        ev.Ended(reason="by hours"),
+    )
+    before, summary = summarize(earlier.state), summarize(log.state)
+    assert (summary.kept, summary.margin, summary.gain) == (before.kept, before.margin, before.gain)
+    assert summary.kept
+    index = render_index(log)
+    assert "the last idea" not in index.partition("## Surprises")[0]
+    assert re.search(r"Kept, not yet on the branch: <a [^>]*>[^<]*the last idea", render_report(log))
+
+
+def test_a_refused_proposal_is_no_baseline_that_failed():
+    begun = synthetic.records(0)[:3]
+    refused = [
+        ev.Proposed(experiment=1, proposal=synthetic.proposal(random.Random(0))),
+        ev.Refused(experiment=1, reason="it was tried"),
+        ev.StopAsked(reason=ASKED),
+        ev.Ended(reason=ASKED),
+    ]
+    then = [ev.Record(seq=i, at=1.8e9 + 60, task_id="", event=event) for i, event in enumerate(refused, len(begun))]
+    state = fold([*begun, *then])
+    assert len(state.results) == 1
+    assert judge_night(state) == ExitCode.NOTHING_RAN
+
+
+def test_the_ledger_expects_a_change_of_the_users_own_value():
+    row, told = list_rows(synthetic.log(3).state)[1], list[float]()
+    for goal in ("min", "max"):
+        task = row.task.model_copy(update={"metric": Metric(name="accuracy", goal=goal)})
+        told.append(_make_row("s", dataclasses.replace(row, task=task), Usage())["expected_delta"])
+    assert told == [row.proposal.expected_delta, -row.proposal.expected_delta]
+
+
+def test_a_night_that_has_ended_waits_for_no_model():
+    waiting = ev.Waiting(until=1.9e9, reason="the model is rate limited")
+    log, shown = more(60, waiting, ev.Ended(reason="by hours")), Console(file=io.StringIO(), width=100)
+    shown.print(Terminal(log, shown, lambda: log.state.now).render())
+    assert "waiting" not in shown.file.getvalue()
+    assert "waiting: the model" not in render_report(log)
+    assert "waiting: the model is rate limited" in render_report(more(60, waiting))
+
+
+def test_what_was_not_tested_teaches_nothing_and_what_is_kept_is_not_missed():
+    log = synthetic.log(60)
+    near, wrong = [result.experiment for result in log.state.results if result.status == "discarded"][:2]
+
+    def change(result, combines):
+        updates = {"verdict": {"gain": 0.05}} if result.experiment in (near, wrong) else {}
+        updates |= {"postmortem": {"implemented": "no", "lesson": "MINE"}} if result.experiment == wrong else {}
+        updates |= {"proposal": {"combines": combines}} if result.experiment == log.state.best else {}
+        parts = {name: getattr(result, name).model_copy(update=update) for name, update in updates.items()}
+        return dataclasses.replace(result, **parts)
+
+    for combines in ((), (near,)):
+        results = tuple(change(result, combines) for result in log.state.results)
+        log.state = dataclasses.replace(log.state, results=results)
+        page, parts = render_report(log), list[str]()
+        for name in ("learned", "next"):
+            parts.append(page.partition(f'<section id="{name}">')[2].partition("</section>")[0])
+        assert "MINE" not in parts[0]
+        assert f'href="#{wrong}"' not in parts[0]
+        assert (f'href="#{near}"' in parts[1].partition("Open questions")[0]) == (not combines)
+
+
+def test_numbers_that_a_script_reports_are_means_over_seeds():
+    row = list_rows(synthetic.log(1).state)[0]
+    scores = [
+        score.model_copy(update={"reported": {"f1": value}})
+        for score, value in zip(row.scores, (0.1, 0.8, 0.9), strict=True)
+    ]
+    assert ("f1", "0.6", "0.1", "") in tabulate(dataclasses.replace(row, scores=scores, compared=scores[:1]))
+
+
+def test_nights_of_one_arm_with_equal_seeds_are_one_side_of_a_pair():
+    log = synthetic.log(3)
+    row = comparison.summarize_session(log.state, log.records)
+    seeds = row.conditions, (8, *row.conditions[1:])
+    nights = (("A", 0, 0.02), ("A", 0, 0.04), ("B", 0, 0.01), ("B", 0, 0.03), ("A", 1, 0.05), ("B", 1, 0.01))
+    rows = [
+        dataclasses.replace(row, name=str(number), arm=arm, conditions=seeds[seed], gain=gain)
+        for number, (arm, seed, gain) in enumerate(nights)
+    ]
+    words, gain, _ = comparison.list_findings(rows)[-1]
+    assert words == "A more than B, 2 pairs of equal seeds"
+    assert gain == pytest.approx((0.01 + 0.04) / 2)
+
+
+def test_a_fork_begins_when_it_is_forked():
+    log = synthetic.log(3)
+    same = {name: getattr(log.state.session, name) for name in ev.SessionSettings.model_fields}
+    fork = ev.Forked(parent="synthetic@9", **same | {"name": "fork"})
+    log.fold(ev.Record(seq=len(log.records), at=log.state.now + 20 * 86_400, task_id="", event=fork))
+    assert f"started: '{format_time(log.state.now)}'" in render_index(log)
+
+
+def test_a_night_whose_keeps_were_all_reverted_gained_nothing():
+    log = synthetic.log(60)
+    *kept, last = (row.experiment for row in list_rows(log.state) if row.experiment and row.status == "kept")
+
+    def change(result):
+        if result.experiment == last:
+            return dataclasses.replace(result, proposal=result.proposal.model_copy(update={"reverts": kept[0]}))
+        return dataclasses.replace(result, reverted=result.experiment in kept)
+
+    log.state = dataclasses.replace(log.state, results=tuple(map(change, log.state.results)))
+    summary, page = summarize(log.state), render_report(log)
+    assert (summary.kept, summary.gain, summary.estimate) == (0, 0.0, 0.0)
+    assert summary.best == summary.baseline
+    assert "All kept changes have been reverted" in page
+    assert re.findall(r'data-label="kept">(\d+)<', page) == ["0"]

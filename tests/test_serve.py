@@ -1,6 +1,7 @@
 """`nightshift serve`: its pages, whom it lets in, what a browser shows and what its forms ask of a night."""
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -276,6 +277,24 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
     fields["before"] = re.search('name="before" value="(.*?)"', client.get("/guidance").text)[1]
     assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 303
     assert path.read_text() == "New.\n" + "研" * GUIDANCE_CHARACTERS
+
+
+def test_guidance_is_saved_as_it_was_shown(folder):
+    site, client = open_site(folder)
+    link, path, text = folder / "guidance.md", folder / "notes.md", "try muon &\x0c \u200e<b>\n" * 2000
+    link.unlink()
+    link.symlink_to(path.name)
+    path.write_text(text)
+    page = client.get("/guidance").text
+    shown = html.unescape(re.search(r"<textarea.*?>\n(.*)</textarea>", page, re.DOTALL)[1])
+    fields = {"secret": site.secret, "before": re.search('name="before" value="(.*?)"', page)[1]}
+    sent = client.post("/guidance", data=fields | {"text": f"{shown}more"}, headers={"origin": HOME})
+    assert (sent.status_code, link.is_symlink(), path.read_text()) == (303, True, f"{text}more")
+
+    path.write_bytes(b"prefer \xe9t\xe9")
+    assert client.get("/guidance").status_code == 422
+    assert client.post("/guidance", data=fields | {"text": ""}, headers={"origin": HOME}).status_code == 422
+    assert path.read_bytes() == b"prefer \xe9t\xe9"
 
 
 @pytest.mark.parametrize(

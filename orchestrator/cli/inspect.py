@@ -19,7 +19,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Options, Paths, UsageError, is_given, read_session, refuse
+from orchestrator.cli.options import (
+    ExitCode,
+    NameOrFile,
+    Options,
+    Paths,
+    UsageError,
+    get_own_folder,
+    is_given,
+    read_session,
+    refuse,
+)
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.core.text import make_printable
 from orchestrator.session.store import Session
@@ -214,8 +224,14 @@ def report(
         beside = own or is_given(context, "musings")
         paths = chosen.recall(session.path.parent, context)
         runs = find_process(paths, title, session.state.now) is not None
+        file = ""
+        try:
+            get_own_folder(session)
+        except UsageError:
+            file = str(session.path)
+        how = {"command": paths.write_command, "git": write_git(paths.script), "file": file}
         with hold_session(own) if own else nullcontext():
-            write_files(session, folder, command=paths.write_command, git=write_git(paths.script), runs=runs)
+            write_files(session, folder, runs=runs, **how)
             write_musings(session, paths.musings / title if beside else folder / "musings", overview=bool(beside))
             if to:
                 export(session, to, folder)

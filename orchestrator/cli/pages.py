@@ -267,7 +267,11 @@ class Site:
         return f"/sessions/{name}"
 
     def read_guidance(self) -> str:
-        return read_written(self.guidance, "replace") if self.guidance.is_file() else ""
+        """Return guidance.md as it will be saved again. Raises HTTPException."""
+        try:
+            return read_written(self.guidance) if self.guidance.is_file() else ""
+        except UnicodeDecodeError:
+            raise HTTPException(422, f"{self.guidance} is not UTF-8, so it cannot be edited here.") from None
 
     def show_guidance(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
         text = self.read_guidance()
@@ -278,5 +282,5 @@ class Site:
         """Replace guidance.md, unless another has changed it meanwhile. Raises HTTPException."""
         if fields.get("before") != compute_digest(self.read_guidance()):
             raise HTTPException(409, "guidance.md has changed meanwhile: go back, keep your text, and load it again.")
-        write_atomically(self.guidance, fields.get("text", "").replace("\r\n", "\n"))
+        write_atomically(self.guidance.resolve(), fields.get("text", "").replace("\r\n", "\n"))
         return "/guidance"

@@ -97,7 +97,8 @@ def _keep_branch(repo: Repo, session: Session) -> Generator[None]:
 def judge_night(state: State) -> ExitCode | None:
     """Return the exit code of a night that did not do its work; None where it did."""
     if state.incumbent is None:
-        return ExitCode.BASELINE_FAILED if state.results else ExitCode.NOTHING_RAN
+        failed = any(result.experiment == 0 for result in state.results)
+        return ExitCode.BASELINE_FAILED if failed else ExitCode.NOTHING_RAN
     if state.fallback:
         return ExitCode.NO_MODEL
     return None if state.ended == ASKED or any(state.grants) else ExitCode.NOTHING_RAN

@@ -111,6 +111,12 @@ def _compute_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
 
 
+def _average_equals(rows: Sequence[SessionFigures]) -> dict[tuple[object, ...], tuple[float, float]]:
+    """Return gain and step by conditions, each the mean of the sessions that agree in them: one side of a pair."""
+    equals = {row.conditions: [each for each in rows if each.conditions == row.conditions] for row in rows}
+    return {each: (fmean(r.gain for r in same), fmean(r.step for r in same)) for each, same in equals.items()}
+
+
 def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, float]]:
     """Return what the sessions show together: each a sentence, a gain, and half its 90 % interval.
 
@@ -128,11 +134,11 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
     for arm, members in arms.items():
         if len(nights := [row.gain for row in members if not row.conditions[-1]]) > 1:  # a fork is none of its own
             found.append((f"{arm}, mean of {len(nights)} nights", *_compute_interval(nights)))
-    for (arm, members), (other, others) in combinations(arms.items(), 2):
-        theirs = {row.conditions: row for row in others}
-        pairs = [(row, theirs[row.conditions]) for row in members if row.conditions in theirs]
-        whole = [row.gain - their.gain for row, their in pairs if not row.conditions[-1]]
-        single = [row.step - their.step for row, their in pairs if row.conditions[-1]]
+    sides = {arm: _average_equals(members) for arm, members in arms.items()}
+    for (arm, ours), (other, theirs) in combinations(sides.items(), 2):
+        shared = [conditions for conditions in ours if conditions in theirs]
+        whole = [ours[each][0] - theirs[each][0] for each in shared if not each[-1]]
+        single = [ours[each][1] - theirs[each][1] for each in shared if each[-1]]
         if len(whole) > 1:
             found.append((f"{arm} more than {other}, {len(whole)} pairs of equal seeds", *_compute_interval(whole)))
         if len(single) > 1:

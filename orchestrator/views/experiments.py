@@ -57,6 +57,11 @@ class ExperimentRow:
         return make_printable(flatten(self.proposal.title))
 
     @property
+    def is_gain(self) -> bool:
+        """Whether the branch holds it as a gain: it is promoted, has not been reverted, and reverts nothing."""
+        return self.status == "kept" and self.proposal.reverts is None and self.promotion < inf
+
+    @property
     def value(self) -> float | None:
         return None if self.val_bpb is None else self.task.metric.sign * self.val_bpb
 

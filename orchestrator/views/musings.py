@@ -6,7 +6,7 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,9 +16,9 @@ from threading import Lock
 from typing import Any
 from weakref import finalize
 
-from orchestrator.core.events import Proposed
-from orchestrator.core.state import Decided, Idea, State
-from orchestrator.core.task import BPB
+from orchestrator.core.events import Forked, Proposed, Started
+from orchestrator.core.state import Decided, Idea
+from orchestrator.core.task import BPB, Metric
 from orchestrator.core.text import flatten, make_printable, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
@@ -45,7 +45,7 @@ class Hit:
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score with its error where there is one."""
-        return render_template("outcome.txt", matter=self.matter, metric=BPB)
+        return render_template("outcome.txt", matter=self.matter, metric=_choose_metric(self.matter))
 
 
 def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[File]:
@@ -58,7 +58,7 @@ def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[F
         for row in rows:
             shows = row.proposal if live and not row.verdict else row
             yield folder / make_file_name(row), shows, partial(render_musing, log, row)
-        yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
+        yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log)
 
 
 def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
@@ -107,9 +107,10 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
     return _render_page("musing.md", judged={each.experiment: each for each in log.state.judged}, **facts)
 
 
-def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
+def render_index(log: LogReader) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    facts = {"state": state, "summary": summarize(state), "rows": rows}
+    began = max(record.at for record in log.records if isinstance(record.event, Started | Forked))
+    facts = {"state": log.state, "summary": summarize(log.state), "rows": list_rows(log.state), "began": began}
     return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
@@ -122,7 +123,13 @@ def render_overview(folder: Path, profile: str) -> str:
     told = ((path, *read_musing(path)) for path in reversed(paths))
     shared = {_name_shared(p, m): (p, m, body) for p, m, body in told if m.keys() >= OF_A_PAGE and m["experiment"]}
     pages = [{"link": f"{p.parent.name}/{p.name}", "matter": m, "body": b} for p, m, b in reversed(shared.values())]
-    return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
+    facts = {"sessions": latest, "mine": profile, "pages": pages, "choose_metric": _choose_metric}
+    return _render_page("overview.md", escape=_escape, **facts)
+
+
+def _choose_metric(matter: Mapping[str, Any]) -> Metric:
+    """Return a metric that writes a page's numbers in as many decimals as they need; their sign is the user's."""
+    return BPB if "val_bpb" in matter else Metric(name="other")
 
 
 def _name_shared(path: Path, matter: Mapping[str, Any]) -> str:

@@ -123,7 +123,8 @@ class Observers:
 
     def _write_pages(self, log: LogReader, live: bool = True) -> None:
         self._write_all(list_musings(log, self.musings, live))
-        self._write_all(list_files(log, self.folder, command=self.command, git=self.git, rest=self.pages.pace.rest))
+        how = {"command": self.command, "git": self.git, "rest": self.pages.pace.rest}
+        self._write_all(list_files(log, self.folder, live, **how))
 
     def _write_all(self, files: Iterable[File]) -> None:
         with self._guard("the files"):

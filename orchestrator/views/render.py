@@ -31,7 +31,7 @@ def _round(number: float | None) -> float | None:
     return None if number is None else round(number, 8)
 
 
-def _clip(text: str, limit: int) -> Markup:
+def _clip(text: str, limit: int | None = None) -> Markup:
     return Markup(make_printable(text, limit))  # noqa: S704 - only in templates of plain text
 
 

@@ -7,6 +7,7 @@ pandas, DuckDB and similar tools; results.tsv has autoresearch's own five column
 
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,16 +39,16 @@ Tool = Literal["csv", "trackio", "wandb"]
 ENOUGH = 20
 """Measured experiments that only set constants, below which a picture of the constants would show luck."""
 COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")
-"""val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
-better; unknown is null, never 0."""
+"""val_bpb and scores are values of the metric, expected_delta a change of them. Seconds, steps and tokens are
+of the first run; gain is positive where better; unknown is null, never 0."""
 
 
-def list_files(log: LogReader, folder: Path, **how: Any) -> Iterator[File]:
-    """Yield all but the logs; `how` are arguments of `draw_report`."""
+def list_files(log: LogReader, folder: Path, runs: bool = True, **how: Any) -> Iterator[File]:
+    """Yield all but the logs; `runs` and `how` are arguments of `draw_report`."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
-    yield folder / "report.html", state, partial(draw_report, log, **how)
+    yield folder / "report.html", (state, runs), partial(draw_report, log, runs=runs, **how)
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
@@ -89,12 +90,18 @@ def render_report(log: LogReader, **how: Any) -> str:
 
 
 def draw_report(
-    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True, rest: float = 0.0
+    log: LogReader,
+    command: Callable[..., str] = write_command,
+    git: str = "git",
+    runs: bool = True,
+    rest: float = 0.0,
+    file: str = "",
 ) -> Iterator[str]:
     """Yield the page in parts, since it is large.
 
     `command` completes a command of ours, `git` begins one about the script. `runs` is whether a
-    process still runs the session, if it has not ended; `rest` for how many seconds it leaves the page as it is.
+    process still runs the session, if it has not ended; `rest` for how many seconds it leaves the page as it is;
+    `file` is that of a session which is not in the folder of its name.
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     experiments, held = _render_experiments(rows, log=log), list_runs(log.records)
@@ -104,7 +111,7 @@ def draw_report(
     facts |= {"live": runs and not summary.ended, "soon": soon, "trust": describe_trust(log)}
     facts |= {"near_miss": NEAR_MISS, "untested": UNTESTED}
     facts |= {"assess_keep": partial(assess_keep, state), "show_diff": partial(show_diff, log)}
-    facts |= {"git": git, "command": command, "suggested": suggest_command(log, command)}
+    facts |= {"git": git, "command": command, "suggested": suggest_command(log, command, file)}
     return render_page("page.html", figures, [charts for charts, _ in experiments], **facts)
 
 
@@ -193,6 +200,7 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "sigma": getattr(row.verdict, "sigma", None),
         "metric": row.task.metric.name,
         "val_bpb": row.value,
+        "expected_delta": row.task.metric.sign * row.proposal.expected_delta + 0.0,
         "scores": [row.task.metric.sign * score.val_bpb for score in row.scores],
         "reason": row.reason or None,
         "input_tokens": usage.input,
@@ -212,6 +220,8 @@ def export(log: LogReader, to: Tool, folder: Path) -> None:
         table = _make_table(log)
         csv.write_csv(table.drop_columns(["scores"]), folder / "ledger.csv")
         return
+    for name in [name for name in os.environ if name.startswith("TRACKIO_") and name != "TRACKIO_DIR"]:
+        del os.environ[name]  # where other work is logged: a Space or a server
     try:
         api: Any = import_module(to)
     except ImportError as error:
@@ -225,7 +235,7 @@ def export(log: LogReader, to: Tool, folder: Path) -> None:
             name = f"{row.experiment:04} {row.proposal.title}"
             run = api.init(project=log.state.session.name, name=name, config=facts, **local)
             for point in row.runs[0].curve:
-                run.log({"loss": point.loss}, step=round(100 * point.progress))
+                run.log({"training loss": point.loss}, step=round(100 * point.progress))
             if row.value is not None:
                 run.log({row.task.metric.name: row.value}, step=100)
             run.finish()

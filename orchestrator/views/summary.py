@@ -1,6 +1,6 @@
 """Summarize a session in a few numbers, the same in terminal, messages, report and musings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import hypot
 from statistics import fmean
@@ -46,12 +46,12 @@ def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.verdict and not getattr(row.verdict, "outage", False)]
-    kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
+    kept = [row for row in decided if row.is_gain]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb
-    found = state.certificate if state.certificate and state.certificate.experiment == state.best else None
-    # Runs that measure the baseline again are no gain.
-    estimate = gain = baseline - expected if state.best and baseline is not None and expected is not None else 0.0
+    found = state.certificate if kept and state.certificate and state.certificate.experiment == state.best else None
+    # Runs that measure the baseline again are no gain, nor is an ablation that leads back to it.
+    estimate = gain = baseline - expected if kept and baseline is not None and expected is not None else 0.0
     wide = get_t_90(pool_variance(state).dof) if state.incumbent else 0.0
     margin = wide * hypot(*(row.error or 0.0 for row in kept))
     if found:
@@ -91,7 +91,7 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
             other = metric.format_score(fmean([score.val_bpb for score in row.compared] or [row.val_bpb + row.gain]))
             change = f"{metric.format_change(-row.gain)} ± {metric.format_size(row.error)}" if row.error else ""
         table.append((metric.name, metric.format_score(row.val_bpb), other, change))
-        reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
+        reported, theirs = _average_reported(row.scores), _average_reported(row.compared)
         if len(row.scores) > 1:
             values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
             table.append((f"by {row.task.noun}", values, "", ""))
@@ -106,12 +106,22 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     return table
 
 
-def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -> str:
-    """Return the command that continues the session: `resume`, or `fork` if its limits are spent."""
+def _average_reported(scores: Sequence[Scored]) -> dict[str, float]:
+    """Return the mean of each number that the script reports beside its metric, over the runs in which it does."""
+    names = dict.fromkeys(name for score in scores for name in score.reported)
+    told = {name: [score.reported[name] for score in scores if name in score.reported] for name in names}
+    return {name: sum(values) / len(values) for name, values in told.items()}  # fmean raises where they are infinite
+
+
+def suggest_command(log: LogReader, write: Callable[..., str] = write_command, file: str = "") -> str:
+    """Return the command that continues the session: `resume`, or `fork` if its limits are spent.
+
+    `file` is that of a session which is not in the folder of its name: it can only be forked.
+    """
     state, last = log.state, len(log.records) - 1
     name, limits = state.session.name, state.session.limits
-    if not is_over(state):
+    if not file and not is_over(state):
         return write("resume", name)
     number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
     dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
-    return write("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
+    return write("fork", file or name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
