@@ -24,7 +24,7 @@ from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
-from orchestrator.policy.limits import is_over
+from orchestrator.policy.limits import is_over, measure_usage
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
 from orchestrator.session.inbox import take_controls
 from orchestrator.session.memory import recall_results
@@ -189,8 +189,7 @@ def _start_fork(
         if at > len(old.records):
             raise opt.UsageError(f"{parent} has only {len(old.records)} events")
         state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
-        begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
-        used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
+        used = measure_usage(state)
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options.sessions)
