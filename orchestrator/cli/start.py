@@ -17,7 +17,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_models, list_programs, read_prompts
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, inherit_models, list_programs, read_prompts
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -193,8 +193,7 @@ def _start_fork(
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options.sessions)
-        if not (options.prompts or options.model):
-            options = replace(options, model=list_models(read_prompts(old), options.programs))
+        options = options if crew == "optuna" else inherit_models(options, read_prompts(old), state.session.task)
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
         night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
