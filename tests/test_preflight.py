@@ -204,3 +204,17 @@ def test_a_night_begins_at_the_commit_that_was_checked_whatever_the_user_does_si
     assert begin in git(place, "log", "-1", "--format=%H %P", commit)
     assert script == (TINY if kind != "from another" else best).strip()
     assert night.source == TINY
+
+
+def test_a_session_of_another_folder_of_the_repository_is_refused(tmp_path):
+    place = ground(tmp_path / "place", {"a/train.py": TINY, "b/train.py": TINY.replace("DEPTH = 3", "DEPTH = 2")})
+    begun = started(folder="a", commit=git(place, "rev-parse", "HEAD"))
+    state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
+
+    def check(folder):
+        night = Preflight(Options(script=place / folder / "train.py"), "night", "optuna", state=state)
+        return next(result for result in night.check() if result.subject == "git")
+
+    assert check("a").state == "good"
+    assert (other := check("b")).state == "bad"
+    assert "night is of the folder a of its repository: give the script there" in other.message

@@ -289,6 +289,11 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
+        folder, here = self.state.session.folder if self.state else "", str(self.repo.prefix)
+        if folder not in {"", here}:  # which older sessions did not record
+            raise UsageError(
+                f"{self.name} is of the folder {folder} of its repository: give the script there, not in {here}"
+            )
         script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_start()
         files = {name or script.name: text for name, text in split_files(source).items()}
         for name, text in files.items() if not self.parent else ():
