@@ -23,7 +23,7 @@ from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare.constants import read_values
 from prepare.files import list_by_age
-from tests.fakes import PROFILE
+from tests.fakes import PROFILE, started
 from tests.simulated import SOURCE, Landscape, night, true_score
 from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
@@ -239,6 +239,17 @@ def test_nights_whose_runs_are_identical_tell_no_noise(tmp_path):
 
     assert found
     assert variance == PooledVariance()
+
+
+def test_nights_of_other_data_do_not_hide_those_of_these(tmp_path):
+    simulate(tmp_path, "first", experiments=3).close()
+    os.utime(tmp_path / "first/session.db", (0, 90))
+    for number in range(12):
+        other = Session(tmp_path / f"other-{number}/session.db", create=True)
+        other.write("", started(profile=PROFILE.model_copy(update={"data_hash": "other"})))
+        other.close()
+
+    assert recall_results(tmp_path, PROFILE, EXAMINED)[0]
 
 
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):
