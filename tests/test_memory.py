@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from statistics import fmean
@@ -250,6 +251,16 @@ def test_nights_of_other_data_do_not_hide_those_of_these(tmp_path):
         other.close()
 
     assert recall_results(tmp_path, PROFILE, EXAMINED)[0]
+
+
+def test_what_nights_of_one_seed_have_in_common_counts_once(tmp_path):
+    for name in ("first", "second", "third"):
+        variance = (night := simulate(tmp_path, name, experiments=3)).state.variance
+        night.close()
+        with closing(sqlite3.connect(night.path)) as db, db:
+            db.execute("update events set at = at + ?", (len(name) * 1e5,))
+
+    assert recall_results(tmp_path, PROFILE, EXAMINED)[1] == variance
 
 
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):

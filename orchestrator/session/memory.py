@@ -30,14 +30,14 @@ def recall_results(
     shares with its parent counts once, and of their noise the best measured. A damaged file has nothing to add;
     `sessions` reports it.
     """
-    found, noise = dict[str, EarlierResult](), defaultdict[object, PooledVariance](PooledVariance)
+    found, noise = dict[str, EarlierResult](), defaultdict[int, PooledVariance](PooledVariance)
     for path in islice(_find_alike(sessions, profile, task, gpu, repo), MAX_SESSIONS):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             found |= {commit: result for commit, result in _list_results(session) if commit not in found}
             started = session.state.session
             if not started.task.is_repeated:  # runs that are identical tell nothing of the noise of others
-                begin = session.state.started_at, started.seed  # as its forks have it
-                noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
+                seed = started.seed  # forks have it, and nights of one --seed have much of their noise in common
+                noise[seed] = max(noise[seed], session.state.variance, key=lambda each: each.dof)
     return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
 
 
