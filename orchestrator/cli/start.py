@@ -288,8 +288,15 @@ def _is_other(night: Preflight, of: str) -> bool:
     """Return whether the session of that name is another than the night that is planned."""
     with opt.read_session(night.options, night.name) as session:
         own, is_fork = session.state.session, any(isinstance(record.event, Forked) for record in session.records)
+        pair = read_prompts(session), night.prompts
     same = (own.crew, own.style) == (night.crew, night.options.prompts) and is_fork == bool(of)
-    return not same or (not of and (own.limits, own.seed) != (night.limits, night.options.seed))
+    if of or not same:
+        return not same
+    models, others = ([(agent, prompt.model, prompt.fallback) for agent, prompt in each.items()] for each in pair)
+    data = own.profile.data_hash if night.task.is_reported else night.manifest.digest
+    planned = night.limits, night.options.seed, others, data
+    other = (own.limits, own.seed, models, own.profile.data_hash) != planned
+    return other or night.options.slots not in {"auto", str(own.slots)}
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
