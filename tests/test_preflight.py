@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.start import WORDS, invent_name
 from orchestrator.cli.wiring import hold_slots
 from orchestrator.core.events import Origin, Record
 from orchestrator.core.state import fold
@@ -73,6 +74,17 @@ def test_a_name_whose_pages_are_those_of_a_deleted_night_is_refused(place):
 def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
     with pytest.raises(UsageError, match="cannot be a name"):
         check_name(place, name)
+
+
+def test_a_name_is_invented_that_neither_a_session_nor_a_branch_has(place):
+    today, last, first, *words = (
+        invent_name(paths := Options(place / "sessions", script=place / "train.py"))[:10],
+        *WORDS.split(),
+    )
+    git(place, "branch", f"research/{today}-{first}")
+    for word in words:
+        (paths.sessions / f"{today}-{word}").mkdir(parents=True)
+    assert {invent_name(paths) for _ in range(8)} == {f"{today}-{last}"}
 
 
 def test_a_name_is_for_one_night_in_a_repository_wherever_its_sessions_lie(place):

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import is_over, measure_usage
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
+from orchestrator.repo import Repo, RepoError
 from orchestrator.session.inbox import take_controls
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
@@ -192,7 +193,7 @@ def _start_fork(
         used = measure_usage(state)
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
-        name = plan.name or invent_name(options.sessions)
+        name = plan.name or invent_name(options)
         options = options if crew == "optuna" else inherit_models(options, read_prompts(old), state.session.task)
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
@@ -309,8 +310,12 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
     return over
 
 
-def invent_name(sessions: Path) -> str:
-    """Return a new name: the date and a word that is not taken yet."""
-    today = f"{datetime.now().astimezone():%Y-%m-%d}"
-    free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
-    return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
+def invent_name(paths: opt.Paths) -> str:
+    """Return a new name: the date and a word that is not taken yet, here or in the repository."""
+    today, words = f"{datetime.now().astimezone():%Y-%m-%d}", WORDS.split()
+    for name in (f"{today}-{word}" for word in random.SystemRandom().sample(words, len(words))):
+        with suppress(RepoError):
+            if not (paths.sessions / name).exists():
+                Repo(paths.script, name).check_free()
+                return name
+    return f"{today}-{time.time():.0f}"
