@@ -787,6 +787,9 @@ def test_gains_on_other_data_are_not_compared_and_a_copy_is_no_night(session):
     assert comparison.list_findings([row, other]) == []
     assert "budgets or tasks differ" in comparison.render_comparison([row, other])
     assert "budgets or tasks differ" not in comparison.render_comparison([row, row])
+    first, second = (dataclasses.replace(row, gpu=gpu) for gpu in ("NVIDIA A100, 86 GB", "NVIDIA T4, 17 GB"))
+    assert "GPUs" in comparison.explain_ground([row, first, second])
+    assert not comparison.explain_ground([row, first]), "an older session did not record it"
 
 
 def test_a_name_makes_no_link_in_a_chart(session):
