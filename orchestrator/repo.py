@@ -1,8 +1,8 @@
 """Git plumbing in the user's own repository: writes objects and refs, never the work tree or the index.
 
 Every candidate stays under `refs/nightshift/<session>/`, and so does the last keep. The branch `research/<session>`
-follows it, unless the user has checked the branch out or moved it elsewhere: set back, it
-looks like one that a kill has left behind.
+follows it, unless the user has checked the branch out or moved it elsewhere; set back, it looks like one that a kill
+has left behind.
 """
 
 import io

@@ -18,7 +18,7 @@ from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
 from orchestrator.executor import LocalExecutor
 from orchestrator.optimizer.search import read_search, stack_near_misses
-from orchestrator.policy.evidence import calibrate_noise
+from orchestrator.policy.evidence import calibrate_noise, estimate_sigma
 from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
@@ -238,6 +238,16 @@ def test_nights_whose_runs_are_identical_tell_no_noise(tmp_path):
 
     found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
 
+    assert found
+    assert variance == PooledVariance()
+
+
+def test_runs_that_keep_the_scripts_seed_tell_no_noise_though_a_gpu_makes_them_differ(tmp_path):
+    session = simulate(tmp_path, "first", experiments=3, keeps_seed=True)
+
+    assert session.state.variance.dof
+    assert estimate_sigma(session.state) == pytest.approx(PROFILE.sigma)
+    found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
     assert found
     assert variance == PooledVariance()
 

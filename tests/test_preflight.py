@@ -131,6 +131,14 @@ def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, no
     assert ("no seed is passed" in night.task.describe()) == (noun == "repeat")
 
 
+def test_a_seed_is_kept_only_where_the_script_fixes_one(tmp_path):
+    place = ground(
+        tmp_path / "place", {"a/train.py": "import random\nrandom.seed(3)\n", "b/train.py": "import random\n"}
+    )
+    nights = [Options(script=place / at / "train.py", keep_seed=keeps) for at in "ab" for keeps in (True, False)]
+    assert [Preflight(night, "night", "optuna").keeps_seed for night in nights] == [True, False, False, False]
+
+
 def test_what_lies_in_no_run_is_named(tmp_path):
     files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin", "big.bin", "code/away"], "")
     files |= {".gitattributes": "*.bin filter=lfs", "code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"}

@@ -194,6 +194,12 @@ class Preflight:
         """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""
         return source if self.options.keep_seed else with_assigned_seed(source, task)
 
+    @property
+    def keeps_seed(self) -> bool:
+        """Whether runs have a seed that the script fixes."""
+        own = with_literal_seed(self.source)
+        return self.options.keep_seed and own != with_assigned_seed(own, self.task)
+
     def fit(self, own: str) -> str:
         """Return the user's script as it is trained."""
         fitted = apply_to_script(own, self.profile) if self.profile else own

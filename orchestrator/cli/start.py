@@ -62,6 +62,7 @@ def start_night(night: Preflight) -> None:
         earlier=earlier,
         task=night.task,
         origin=night.beginning and night.beginning[0],
+        keeps_seed=night.keeps_seed,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         **_describe_settings(night),
     )

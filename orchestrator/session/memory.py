@@ -35,7 +35,7 @@ def recall_results(
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             found |= {commit: result for commit, result in _list_results(session) if commit not in found}
             started = session.state.session
-            if not started.task.is_repeated:  # runs that are identical tell nothing of the noise of others
+            if not (started.keeps_seed or started.task.is_repeated):  # identical runs tell nothing of others' noise
                 seed = started.seed  # forks have it, and nights of one --seed have much of their noise in common
                 noise[seed] = max(noise[seed], session.state.variance, key=lambda each: each.dof)
     return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
