@@ -187,6 +187,24 @@ def test_a_reported_task_is_told_only_of_its_own_project(tmp_path):
     assert recall_results(sessions, PROFILE, task, repo=Repo(scripts[1], "second", task))[0], "its folder is not known"
 
 
+def test_what_another_judge_scored_is_not_recalled(tmp_path):
+    task = Task(form="reported", command="python eval.py", editable=("fit.py",), protected=("judge/*",))
+    place = ground(tmp_path / "place", {"code/fit.py": SOURCE, "code/eval.py": "1", "code/judge/a.py": "1"})
+    simulate(tmp_path, "first", experiments=3, task=task, commit=git(place, "rev-parse", "HEAD")).close()
+
+    def recalls(name, text):
+        (place / name).write_text(text)
+        git(place, "add", ".")
+        git(place, "commit", "-qm", "the user goes on")
+        return bool(recall_results(tmp_path, PROFILE, task, repo=Repo(place / "code/fit.py", "second", task))[0])
+
+    assert recalls("eval.py", "another")
+    assert recalls("code/fit.py", SOURCE + "# edited")
+    assert not recalls("code/judge/a.py", "2")
+    assert recalls("code/judge/a.py", "1")
+    assert not recalls("code/eval.py", "2")
+
+
 def test_what_another_gpu_found_is_not_recalled(tmp_path):
     simulate(tmp_path, "first", experiments=3, gpu="NVIDIA A100, 86 GB").close()
 
