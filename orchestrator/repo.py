@@ -1,7 +1,8 @@
 """Git plumbing in the user's own repository: writes objects and refs, never the work tree or the index.
 
 Every candidate stays under `refs/nightshift/<session>/`, and so does the last keep. The branch `research/<session>`
-follows it, unless the user has checked the branch out or moved it.
+follows it, unless the user has checked the branch out or moved it elsewhere; set back, it looks like one that a kill
+has left behind.
 """
 
 import io
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -244,8 +246,17 @@ class Repo:
             time.sleep(0.5)
 
     def has_begun(self, commit: str, folder: str) -> bool:
-        """Return whether a session that began at that commit, in that folder of its repository, is of this project."""
-        return folder in {"", str(self.prefix)} and self._resolve(f"{commit}^{{commit}}") is not None
+        """Return whether a session that began at that commit, in that folder of its repository, is of this project.
+
+        What scores it is the same then, too: the files that are protected, and those that the command names.
+        """
+        if folder not in {"", str(self.prefix)} or self._resolve(f"{commit}^{{commit}}") is None:
+            return False
+        rows = self._git("diff-tree", "-r", "-z", "--name-only", commit, self.get_start()).split("\0")
+        changed = [os.path.relpath(name, self.prefix) for name in rows if name]
+        judges = *self.task.protected, *self.task.command.split()
+        fixed = [name for name in changed if not self.task.is_editable(name)]
+        return not any(fnmatchcase(name, judge) for name in fixed for judge in judges)
 
     def begin_with(self, origin: str, source: str, message: str) -> str:
         """Return a commit of another session's best, whose text is `source` unless `origin` is here. Raises RepoError.

@@ -1,5 +1,6 @@
 """The arithmetic of trust: claims, secret places, and a score that no claim can bias."""
 
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.events import EvaluationPlan
+from orchestrator.lab.failures import MachineError
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import (
     ABSURD,
@@ -342,3 +344,14 @@ def test_a_long_evaluation_counts_as_training(tmp_path, kind, usual, long):
     TrainingServer(None, scorer, 1, BASELINE, **facts).check_evaluation(*long)
     with pytest.raises(Disqualified, match="evaluation of its model"):
         server.check_evaluation(*long)
+
+
+@pytest.mark.parametrize("how", ["other rows", "deleted"])
+def test_data_that_are_made_anew_under_a_running_night_are_the_machines_fault(tmp_path, how):
+    scorer = Scorer.load(small_data(tmp_path / "data"))
+    assert {path.name for path in scorer.lay_out(tmp_path / "run").iterdir()} == {"manifest.json", "tokenizer.json"}
+    shutil.rmtree(tmp_path / "data")
+    if how == "other rows":
+        small_data(tmp_path / "data", make_rows=lambda count: np.full((count, 33), ord("b")))
+    with pytest.raises(MachineError, match="deleted, damaged or prepared anew"):
+        scorer.lay_out(tmp_path / "run")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from orchestrator.cli.options import Options, UsageError
-from orchestrator.cli.preflight import Preflight, list_models, load_style
+from orchestrator.cli.preflight import Preflight, inherit_models, list_models, load_style
 from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
 from orchestrator.loop import run
 from orchestrator.ports import Log
@@ -376,3 +376,26 @@ def test_a_fork_has_its_parents_models_but_no_program_that_only_a_file_names():
 
     assert {*models} == {"researcher=cli:mine --fast", "notebook=cli:mine --fast", "reflector=deft"}
     assert load_style("default", models)["researcher"] == prompts["researcher"]
+
+
+def test_a_fork_keeps_its_parents_models_and_fallbacks_unless_others_are_named(tmp_path):
+    (tmp_path / "reflector.md").write_text("---\nmodel: deft\n---\n")
+    parent = load_style("default", ["mine"], fallbacks=["spare"])
+
+    def inherit(**given):
+        options = inherit_models(Options(**{"prompts": ""} | given), parent)
+        prompts = load_style(options.prompts or "default", options.model, fallbacks=options.fallback)
+        return {agent: (prompt.model, prompt.fallback) for agent, prompt in prompts.items()}
+
+    same = dict.fromkeys(parent, ("mine", "spare"))
+    assert inherit() == inherit(prompts="socratic") == same
+    assert inherit(model=["mechanic=x"]) == same | {"mechanic": ("x", "spare")}
+    assert inherit(fallback=["y"]) == dict.fromkeys(parent, ("mine", "y"))
+    assert inherit(prompts=str(tmp_path)) == same | {"reflector": ("deft", "spare")}
+
+
+def test_a_fork_replaces_no_program_by_another_model_unasked():
+    parent = load_style("default", ["mechanic=cli:theirs"])
+    with pytest.raises(UsageError, match=r"fork it with a --model \(cli:theirs\)"):
+        inherit_models(Options(), parent)
+    assert "mechanic=cli:theirs" not in inherit_models(Options(model=["x"]), parent).model

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from statistics import fmean
@@ -17,13 +18,13 @@ from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
 from orchestrator.executor import LocalExecutor
 from orchestrator.optimizer.search import read_search, stack_near_misses
-from orchestrator.policy.evidence import calibrate_noise
+from orchestrator.policy.evidence import calibrate_noise, estimate_sigma
 from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare.constants import read_values
 from prepare.files import list_by_age
-from tests.fakes import PROFILE
+from tests.fakes import PROFILE, started
 from tests.simulated import SOURCE, Landscape, night, true_score
 from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
@@ -186,6 +187,24 @@ def test_a_reported_task_is_told_only_of_its_own_project(tmp_path):
     assert recall_results(sessions, PROFILE, task, repo=Repo(scripts[1], "second", task))[0], "its folder is not known"
 
 
+def test_what_another_judge_scored_is_not_recalled(tmp_path):
+    task = Task(form="reported", command="python eval.py", editable=("fit.py",), protected=("judge/*",))
+    place = ground(tmp_path / "place", {"code/fit.py": SOURCE, "code/eval.py": "1", "code/judge/a.py": "1"})
+    simulate(tmp_path, "first", experiments=3, task=task, commit=git(place, "rev-parse", "HEAD")).close()
+
+    def recalls(name, text):
+        (place / name).write_text(text)
+        git(place, "add", ".")
+        git(place, "commit", "-qm", "the user goes on")
+        return bool(recall_results(tmp_path, PROFILE, task, repo=Repo(place / "code/fit.py", "second", task))[0])
+
+    assert recalls("eval.py", "another")
+    assert recalls("code/fit.py", SOURCE + "# edited")
+    assert not recalls("code/judge/a.py", "2")
+    assert recalls("code/judge/a.py", "1")
+    assert not recalls("code/eval.py", "2")
+
+
 def test_what_another_gpu_found_is_not_recalled(tmp_path):
     simulate(tmp_path, "first", experiments=3, gpu="NVIDIA A100, 86 GB").close()
 
@@ -239,6 +258,37 @@ def test_nights_whose_runs_are_identical_tell_no_noise(tmp_path):
 
     assert found
     assert variance == PooledVariance()
+
+
+def test_runs_that_keep_the_scripts_seed_tell_no_noise_though_a_gpu_makes_them_differ(tmp_path):
+    session = simulate(tmp_path, "first", experiments=3, keeps_seed=True)
+
+    assert session.state.variance.dof
+    assert estimate_sigma(session.state) == pytest.approx(PROFILE.sigma)
+    found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+    assert found
+    assert variance == PooledVariance()
+
+
+def test_nights_of_other_data_do_not_hide_those_of_these(tmp_path):
+    simulate(tmp_path, "first", experiments=3).close()
+    os.utime(tmp_path / "first/session.db", (0, 90))
+    for number in range(12):
+        other = Session(tmp_path / f"other-{number}/session.db", create=True)
+        other.write("", started(profile=PROFILE.model_copy(update={"data_hash": "other"})))
+        other.close()
+
+    assert recall_results(tmp_path, PROFILE, EXAMINED)[0]
+
+
+def test_what_nights_of_one_seed_have_in_common_counts_once(tmp_path):
+    for name in ("first", "second", "third"):
+        variance = (night := simulate(tmp_path, name, experiments=3)).state.variance
+        night.close()
+        with closing(sqlite3.connect(night.path)) as db, db:
+            db.execute("update events set at = at + ?", (len(name) * 1e5,))
+
+    assert recall_results(tmp_path, PROFILE, EXAMINED)[1] == variance
 
 
 def test_a_session_that_is_deleted_while_a_night_begins_is_left_out(tmp_path):

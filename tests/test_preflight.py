@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.start import WORDS, invent_name
 from orchestrator.cli.wiring import hold_slots
 from orchestrator.core.events import Origin, Record
 from orchestrator.core.state import fold
@@ -75,6 +76,17 @@ def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
         check_name(place, name)
 
 
+def test_a_name_is_invented_that_neither_a_session_nor_a_branch_has(place):
+    today, last, first, *words = (
+        invent_name(paths := Options(place / "sessions", script=place / "train.py"))[:10],
+        *WORDS.split(),
+    )
+    git(place, "branch", f"research/{today}-{first}")
+    for word in words:
+        (paths.sessions / f"{today}-{word}").mkdir(parents=True)
+    assert {invent_name(paths) for _ in range(8)} == {f"{today}-{last}"}
+
+
 def test_a_name_is_for_one_night_in_a_repository_wherever_its_sessions_lie(place):
     night = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
     other = replace(night, options=replace(night.options, sessions=place / "elsewhere"))
@@ -117,6 +129,14 @@ def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, no
     night = Preflight(Options(script=place / "train.py"), "night", "optuna")
     assert night.task.noun == noun
     assert ("no seed is passed" in night.task.describe()) == (noun == "repeat")
+
+
+def test_a_seed_is_kept_only_where_the_script_fixes_one(tmp_path):
+    place = ground(
+        tmp_path / "place", {"a/train.py": "import random\nrandom.seed(3)\n", "b/train.py": "import random\n"}
+    )
+    nights = [Options(script=place / at / "train.py", keep_seed=keeps) for at in "ab" for keeps in (True, False)]
+    assert [Preflight(night, "night", "optuna").keeps_seed for night in nights] == [True, False, False, False]
 
 
 def test_what_lies_in_no_run_is_named(tmp_path):
@@ -204,3 +224,17 @@ def test_a_night_begins_at_the_commit_that_was_checked_whatever_the_user_does_si
     assert begin in git(place, "log", "-1", "--format=%H %P", commit)
     assert script == (TINY if kind != "from another" else best).strip()
     assert night.source == TINY
+
+
+def test_a_session_of_another_folder_of_the_repository_is_refused(tmp_path):
+    place = ground(tmp_path / "place", {"a/train.py": TINY, "b/train.py": TINY.replace("DEPTH = 3", "DEPTH = 2")})
+    begun = started(folder="a", commit=git(place, "rev-parse", "HEAD"))
+    state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
+
+    def check(folder):
+        night = Preflight(Options(script=place / folder / "train.py"), "night", "optuna", state=state)
+        return next(result for result in night.check() if result.subject == "git")
+
+    assert check("a").state == "good"
+    assert (other := check("b")).state == "bad"
+    assert "night is of the folder a of its repository: give the script there" in other.message

@@ -308,6 +308,22 @@ def test_a_night_that_was_killed_is_resumed_and_one_that_is_over_is_forked(sessi
     assert told == ["resume"] * (len(told) - 1) + ["fork"]
 
 
+def test_a_fork_that_is_over_is_continued_by_what_it_had_itself():
+    log, own = Log(), {"hours": 8, "experiments": 4, "usd": 20}
+    reply = {"agent": "researcher", "request": "r", "message": {}, "tokens": ev.Tokens(input=1, output=1), "usd": 20}
+    begin, spent, end = started(limits=ev.SessionLimits(**own)), ev.ModelReplied(experiment=1, **reply), "time is up"
+    for hours, event in ((0, begin), (1, spent), (8, ev.Ended(reason=end))):
+        log.fold(ev.Record(seq=len(log.records), at=3600 * hours, task_id="", event=event))
+    first = suggest_command(log)
+    both = begin.model_copy(update={"limits": ev.SessionLimits(hours=16, experiments=4, usd=40)})
+    forked = ev.Forked(parent="s@2", **{name: getattr(both, name) for name in ev.SessionSettings.model_fields})
+    for hours, event in ((8, forked), (16, ev.Ended(reason=end))):
+        log.fold(ev.Record(seq=len(log.records), at=3600 * hours, task_id="", event=event))
+
+    assert first.endswith("--at 2 --hours 8 --max-experiments 4 --max-usd 20")
+    assert suggest_command(log).endswith("--at 4 --hours 8 --max-experiments 4 --max-usd 20")
+
+
 def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     """Page, stairs of the chart, index of the musings and comparison tell the same: the certificate's, once there."""
     summary = summarize(session.state)
@@ -779,6 +795,9 @@ def test_gains_on_other_data_are_not_compared_and_a_copy_is_no_night(session):
     assert comparison.list_findings([row, other]) == []
     assert "budgets or tasks differ" in comparison.render_comparison([row, other])
     assert "budgets or tasks differ" not in comparison.render_comparison([row, row])
+    first, second = (dataclasses.replace(row, gpu=gpu) for gpu in ("NVIDIA A100, 86 GB", "NVIDIA T4, 17 GB"))
+    assert "GPUs" in comparison.explain_ground([row, first, second])
+    assert not comparison.explain_ground([row, first]), "an older session did not record it"
 
 
 def test_a_name_makes_no_link_in_a_chart(session):

@@ -609,8 +609,7 @@ async def test_a_folder_that_was_deleted_and_of_which_a_part_was_made_again_is_n
 
 async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again(bench):
     runner = bench.runner()
-    budget = BudgetAmount("time", 20.0, 20.0)
-    runner.scorer = replace(bench.scorer, manifest=replace(bench.scorer.manifest, budget=budget))
+    runner.scorer = Scorer.load(small_data(bench.folder / "timed", BudgetAmount("time", 20.0, 20.0)))
 
     def stand_still(_granted, point, _rate):
         if point.progress == 0.5:

@@ -5,12 +5,19 @@ import signal
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from orchestrator.core.events import Certified, Forked, Proposed
+from orchestrator.cli.options import Options
+from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.start import _is_other
+from orchestrator.core.events import Certified, Forked, Proposed, SessionLimits
 from orchestrator.session.store import Session
+from tests.fakes import PROFILE, started
 from tests.scripted import Scripted, served
+from tests.small import small_data
 from tests.workplace import BEST, begun, git, orchestrate, workplace
 
 STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
@@ -55,6 +62,21 @@ def test_a_night_with_other_options_is_none_of_this_trial(place, tried):
     done = orchestrate(place, *STYLES, "--hours", "5", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 2
     assert "trial-default-1 was begun with other options: give the same, or another --name" in done.stderr
+
+
+def test_a_trial_does_not_go_on_with_other_models_slots_or_data(place, tmp_path):
+    chosen = Options(tmp_path, place / "data", place / "train.py", seed=3)
+    night = Preflight(chosen, "night", "claude", SessionLimits(hours=1))
+    with closing(Session(tmp_path / "night/session.db", create=True)) as session:
+        prompts = {agent: session.put(prompt.text) for agent, prompt in night.prompts.items()}
+        profile = PROFILE.model_copy(update={"data_hash": night.manifest.digest})
+        session.write("", started(name="night", crew="claude", seed=3, prompts=prompts, profile=profile))
+    other = small_data(tmp_path / "data", make_rows=lambda count: np.full((count, 33), ord("b")))
+
+    assert not _is_other(night, "")
+    assert not _is_other(replace(night, options=replace(chosen, slots="auto")), "")
+    for change in ({"model": ["other"]}, {"fallback": ["mechanic=other"]}, {"slots": "4"}, {"data": other}):
+        assert _is_other(replace(night, options=replace(chosen, **change)), ""), change
 
 
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):

@@ -39,7 +39,7 @@ def doctor(context: typer.Context) -> None:
     runs the script until its first step. Exit code 3 if something would spoil the night.
     """
     chosen: opt.Options = context.obj
-    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), invent_name(chosen.sessions)
+    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), invent_name(chosen)
     night = Preflight(chosen, name, crew, verify=True)
     console, bad = Console(highlight=False), set[str]()
     script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known

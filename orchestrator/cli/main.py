@@ -113,7 +113,7 @@ def start(
     limits = SessionLimits(hours=chosen.hours, experiments=chosen.max_experiments, **dollars)
     if chosen.cluster and not opt.is_given(context, "slots"):
         chosen = replace(chosen, slots="auto")
-    start_night(Preflight(chosen, name or invent_name(chosen.sessions), crew, limits))
+    start_night(Preflight(chosen, name or invent_name(chosen), crew, limits))
 
 
 def _check_environment() -> None:

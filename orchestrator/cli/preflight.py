@@ -116,11 +116,7 @@ class Preflight:
     def prompts(self) -> Mapping[str, Prompt]:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
-            prompts = read_prompts(self.session)
-            if foreign := set(list_programs(prompts)).difference(self.options.programs):
-                words = "the session's file names a program that no night began with here: fork it with a --model"
-                raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
-            return prompts
+            return check_programs(read_prompts(self.session), self.options.programs)
         own = self.options
         return {} if self.crew == "optuna" else load_style(own.prompts, own.model, self.task, own.fallback)
 
@@ -206,6 +202,12 @@ class Preflight:
     def assign_seed(self, source: str, task: Task) -> str:
         """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""
         return source if self.options.keep_seed else with_assigned_seed(source, task)
+
+    @property
+    def keeps_seed(self) -> bool:
+        """Whether runs have a seed that the script fixes."""
+        own = with_literal_seed(self.source)
+        return self.options.keep_seed and own != with_assigned_seed(own, self.task)
 
     def fit(self, own: str) -> str:
         """Return the user's script as it is trained."""
@@ -302,6 +304,11 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
+        folder, here = self.state.session.folder if self.state else "", str(self.repo.prefix)
+        if folder not in {"", here}:  # which older sessions did not record
+            raise UsageError(
+                f"{self.name} is of the folder {folder} of its repository: give the script there, not in {here}"
+            )
         script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_start()
         files = {name or script.name: text for name, text in split_files(source).items()}
         for name, text in files.items() if not self.parent else ():
@@ -469,10 +476,35 @@ def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:
     return sorted(model for model in models if model.startswith(PREFIX))
 
 
-def list_models(prompts: Mapping[str, Prompt], programs: Sequence[str]) -> list[str]:
-    """Return each agent's model in the form of an option; of models that are programs only these."""
-    known = {agent: prompt.model for agent, prompt in prompts.items()}
-    return [f"{agent}={name}" for agent, name in known.items() if name in programs or not name.startswith(PREFIX)]
+def check_programs(prompts: Mapping[str, Prompt], programs: Sequence[str]) -> Mapping[str, Prompt]:
+    """Return a session's prompts. Raises UsageError where a model is a program that is none of these."""
+    if foreign := set(list_programs(prompts)).difference(programs):
+        words = "the session's file names a program that no night began with here: fork it with a --model"
+        raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
+    return prompts
+
+
+def list_models(prompts: Mapping[str, Prompt], programs: Sequence[str], which: str = "model") -> list[str]:
+    """Return each agent's model, or fallback, in the form of an option; of models that are programs only these."""
+    known: dict[str, str] = {agent: getattr(prompt, which) for agent, prompt in prompts.items()}
+    may = {agent: name for agent, name in known.items() if name in programs or not name.startswith(PREFIX)}
+    return [f"{agent}={name}" for agent, name in may.items() if name]
+
+
+def inherit_models(options: Options, parent: Mapping[str, Prompt], task: Task = EXAMINED) -> Options:
+    """Return a fork's options with its parent's models, where neither they nor the style name others.
+
+    Raises PromptError, and UsageError where a program would be replaced by one that was not chosen.
+    """
+    if not options.model:
+        check_programs(parent, options.programs)
+    plain, style = (load_style(name, None, task) for name in ("default", options.prompts or "default"))
+    lists = dict[str, list[str]]()
+    for which, given in (("model", options.model), ("fallback", options.fallback)):
+        same = [agent for agent in style if getattr(style[agent], which) == getattr(plain[agent], which)]
+        kept = list_models({agent: parent[agent] for agent in same if agent in parent}, options.programs, which)
+        lists[which] = [*kept, *(given or [])]
+    return replace(options, model=lists["model"], fallback=lists["fallback"])
 
 
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -17,15 +17,16 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_models, list_programs, read_prompts
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, inherit_models, list_programs, read_prompts
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
-from orchestrator.policy.limits import is_over
+from orchestrator.policy.limits import is_over, measure_usage
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
+from orchestrator.repo import Repo, RepoError
 from orchestrator.session.inbox import take_controls
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
@@ -61,6 +62,7 @@ def start_night(night: Preflight) -> None:
         earlier=earlier,
         task=night.task,
         origin=night.beginning and night.beginning[0],
+        keeps_seed=night.keeps_seed,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         **_describe_settings(night),
     )
@@ -189,13 +191,11 @@ def _start_fork(
         if at > len(old.records):
             raise opt.UsageError(f"{parent} has only {len(old.records)} events")
         state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
-        begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
-        used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
+        used = measure_usage(state)
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
-        name = plan.name or invent_name(options.sessions)
-        if not (options.prompts or options.model):
-            options = replace(options, model=list_models(read_prompts(old), options.programs))
+        name = plan.name or invent_name(options)
+        options = options if crew == "optuna" else inherit_models(options, read_prompts(old), state.session.task)
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
         night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
@@ -290,8 +290,15 @@ def _is_other(night: Preflight, of: str) -> bool:
     """Return whether the session of that name is another than the night that is planned."""
     with opt.read_session(night.options, night.name) as session:
         own, is_fork = session.state.session, any(isinstance(record.event, Forked) for record in session.records)
+        pair = read_prompts(session), night.prompts
     same = (own.crew, own.style) == (night.crew, night.options.prompts) and is_fork == bool(of)
-    return not same or (not of and (own.limits, own.seed) != (night.limits, night.options.seed))
+    if of or not same:
+        return not same
+    models, others = ([(agent, prompt.model, prompt.fallback) for agent, prompt in each.items()] for each in pair)
+    data = own.profile.data_hash if night.task.is_reported else night.manifest.digest
+    planned = night.limits, night.options.seed, others, data
+    other = (own.limits, own.seed, models, own.profile.data_hash) != planned
+    return other or night.options.slots not in {"auto", str(own.slots)}
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
@@ -304,8 +311,12 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
     return over
 
 
-def invent_name(sessions: Path) -> str:
-    """Return a new name: the date and a word that is not taken yet."""
-    today = f"{datetime.now().astimezone():%Y-%m-%d}"
-    free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
-    return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
+def invent_name(paths: opt.Paths) -> str:
+    """Return a new name: the date and a word that is not taken yet, here or in the repository."""
+    today, words = f"{datetime.now().astimezone():%Y-%m-%d}", WORDS.split()
+    for name in (f"{today}-{word}" for word in random.SystemRandom().sample(words, len(words))):
+        with suppress(RepoError):
+            if not (paths.sessions / name).exists():
+                Repo(paths.script, name).check_free()
+                return name
+    return f"{today}-{time.time():.0f}"

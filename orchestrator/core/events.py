@@ -279,6 +279,7 @@ class Started(SessionSettings, BaseEvent, kind="started"):
     rule: KeepRule = KeepRule()
     gpu: str = ""  # model of GPU that all runs use; empty where it was not recorded
     origin: Origin | None = None  # what it begins with in place of the train.py in the user's commit
+    keeps_seed: bool = False  # whether runs have the seed that the script fixes: they tell no noise of seeds
 
 
 class Resumed(BaseEvent, kind="resumed"):

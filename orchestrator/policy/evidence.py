@@ -17,6 +17,8 @@ from orchestrator.policy.limits import estimate_runs, remember
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
     """Return the pooled variance over seeds, including the profile's prior and these further runs of a candidate."""
     variance, prior = state.variance.add(scores), state.session.profile.sigma
+    if prior and state.session.keeps_seed:
+        variance = PooledVariance()
     dof = th.PRIOR_DOF if prior else 0
     return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
 

@@ -80,6 +80,12 @@ def is_over(state: State) -> bool:
     return bool(state.ended and explain_stop(apply(state, resumed)))
 
 
+def measure_usage(state: State) -> dict[str, float]:
+    """Return what is used up of each limit; a fork counts those in flight, too, which it will not go on with."""
+    begun = len(state.tried) + len(state.open.keys() - {0})
+    return {"hours": state.hours, "experiments": begun, "usd": state.usd}
+
+
 def explain_deadline(limits: ev.SessionLimits) -> str:
     """Return that the time is up."""
     return "the hour is over" if limits.hours == 1 else f"the {limits.hours:g} hours are over"

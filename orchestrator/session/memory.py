@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
@@ -11,12 +12,12 @@ from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.policy.pruning import list_gaps
 from orchestrator.repo import Repo
-from orchestrator.session.store import DAMAGE, Session
+from orchestrator.session.store import DAMAGE, Session, read_start
 from prepare.command import UserError
 from prepare.constants import read_values
 from prepare.files import list_by_age
 
-MAX_SESSIONS = 10  # latest sessions that are read: each takes a moment at the start of a night
+MAX_SESSIONS = 10  # latest of these sessions that are read: each takes a moment at the start of a night
 MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits into its budget
 
 
@@ -29,18 +30,26 @@ def recall_results(
     shares with its parent counts once, and of their noise the best measured. A damaged file has nothing to add;
     `sessions` reports it.
     """
-    found, noise = dict[str, EarlierResult](), defaultdict[object, PooledVariance](PooledVariance)
-    for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))[-MAX_SESSIONS:]):
+    found, noise = dict[str, EarlierResult](), defaultdict[int, PooledVariance](PooledVariance)
+    for path in islice(_find_alike(sessions, profile, task, gpu, repo), MAX_SESSIONS):
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
+            found |= {commit: result for commit, result in _list_results(session) if commit not in found}
             started = session.state.session
+            if not (started.keeps_seed or started.task.is_repeated):  # identical runs tell nothing of others' noise
+                seed = started.seed  # forks have it, and nights of one --seed have much of their noise in common
+                noise[seed] = max(noise[seed], session.state.variance, key=lambda each: each.dof)
+    return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
+
+
+def _find_alike(sessions: Path, profile: SessionProfile, task: Task, gpu: str, repo: Repo | None) -> Iterator[Path]:
+    """Yield the files of the sessions that can be compared, the latest first."""
+    for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))):
+        with suppress(OSError, UserError, *DAMAGE):
+            started = read_start(path)
             alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
             alike = alike and list_conditions(started.profile, started.task) == list_conditions(profile, task)
             if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
-                found |= {commit: result for commit, result in _list_results(session) if commit not in found}
-                begin = session.state.started_at, started.seed  # as its forks have it
-                if not started.task.is_repeated:  # runs that are identical tell nothing of the noise of others
-                    noise[begin] = max(noise[begin], session.state.variance, key=lambda each: each.dof)
-    return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
+                yield path
 
 
 def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:

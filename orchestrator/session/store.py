@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
+from orchestrator.core.events import VERSION, Digest, Event, Record, Started, parse_event
 from orchestrator.core.text import flatten, make_printable, shorten
 from orchestrator.ports import Log
 from prepare.command import UserError
@@ -242,6 +242,17 @@ class Session(Log):
         name = self.state.started.name if self.state.started else ""
         if name[:1] in ("", ".") or flatten(make_printable(name)) != Path(name).name:  # part of paths, and of lines
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
+
+
+def read_start(path: Path) -> Started:
+    """Return what a session began with, and read nothing else. Raises SessionError, OSError, and those of DAMAGE."""
+    try:
+        with closing(_open(path, read_only=True)) as db:
+            event = parse_event(*db.execute("select body from events where seq = 0").fetchone())
+    except sqlite3.Error as error:
+        raise SessionError(f"{path} cannot be used as a session: {error}") from error
+    assert isinstance(event, Started), "a session begins with it"
+    return event
 
 
 def _write_rows(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:

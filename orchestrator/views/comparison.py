@@ -37,6 +37,7 @@ class SessionFigures:
     best: Sequence[float]  # the baseline, the score to beat after each keep, and the last one twice
     places: Mapping[str, Sequence[float]]  # positions of the best scores, by axis
     table: Mapping[str, str]
+    gpu: str = ""  # its model; empty where there is none, or where it was not recorded
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
@@ -74,7 +75,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     origin = next((each.event.parent for each in reversed(records) if isinstance(each.event, ev.Forked)), "")
     conditions = (night.seed, list_conditions(night.profile, night.task), night.limits.hours, origin)
     shown = arm, night.name, metric, state.started_at, conditions
-    return SessionFigures(*shown, summary.gain, summary.margin, step, *best, table)
+    return SessionFigures(*shown, summary.gain, summary.margin, step, *best, table, night.gpu)
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
@@ -102,8 +103,10 @@ def drop_copies(rows: Sequence[SessionFigures]) -> list[SessionFigures]:
 
 def explain_ground(rows: Sequence[SessionFigures]) -> str:
     """Return why the gains of these sessions say nothing together; empty where they do."""
-    differ = any(row.conditions[1] != rows[0].conditions[1] for row in rows)
-    return "Their data, budgets or tasks differ, so their gains are not compared." * differ
+    differ = (
+        any(row.conditions[1] != rows[0].conditions[1] for row in rows) or len({row.gpu for row in rows} - {""}) > 1
+    )
+    return "Their data, GPUs, budgets or tasks differ, so their gains are not compared." * differ
 
 
 def _compute_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -6,16 +6,18 @@ from math import hypot
 from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
-from orchestrator.core.events import Certified, Crashed, Pruned, Scored
-from orchestrator.core.state import UNTESTED, State
+from orchestrator.core.events import Certified, Crashed, Forked, Pruned, Scored
+from orchestrator.core.state import UNTESTED, State, fold
 from orchestrator.core.task import Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
-from orchestrator.policy.limits import is_over, remember
+from orchestrator.policy.limits import is_over, measure_usage, remember
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import render_template
 from prepare.command import write_command
+
+OPTIONS = {"hours": "--hours", "experiments": "--max-experiments", "usd": "--max-usd"}  # of `fork`, by limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,10 @@ def suggest_command(log: LogReader, write: Callable[..., str] = write_command, f
     name, limits = state.session.name, state.session.limits
     if not file and not is_over(state):
         return write("resume", name)
-    number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
-    dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
-    return write("fork", file or name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
+    before = max((at for at, record in enumerate(log.records) if isinstance(record.event, Forked)), default=0)
+    own, options = limits.model_dump(), list[str]()  # of a fork, what it was to have itself
+    for limit, used in measure_usage(fold(log.records[:before])).items():
+        if own[limit]:
+            left = round(own[limit] - used, 4)
+            options += [OPTIONS[limit], f"{left if left > 0 else own[limit]:.10g}"]
+    return write("fork", file or name, "--at", str(last), *options)

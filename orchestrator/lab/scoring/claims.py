@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.lab.failures import Fault
+from orchestrator.lab.failures import Fault, MachineError
 from prepare.manifest import MANIFEST_FILE, DataError, Manifest, load
 from prepare.shards import open_rows
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -78,7 +78,16 @@ class Scorer:
         return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout)
 
     def lay_out(self, folder: Path) -> Path:
-        """Make the data folder that a run sees: all but the shards, which the server hands out when they are due."""
+        """Make the data folder that a run sees: all but the shards, which the server hands out when they are due.
+
+        Raises OSError, and MachineError where the data are not those that the session's scores are measured on.
+        """
+        try:
+            is_same = load(self.folder) == self.manifest
+        except DataError:
+            is_same = False
+        if not is_same:
+            raise MachineError("the data were deleted, damaged or prepared anew while the night runs: put them back")
         folder.mkdir(exist_ok=True)
         files = {TOKENIZER_FILE: self.manifest.files[TOKENIZER_FILE]}
         (folder / MANIFEST_FILE).write_text(replace(self.manifest, files=files).to_json())
