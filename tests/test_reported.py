@@ -576,6 +576,24 @@ async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
     assert (await bench.run(source=source)).val_bpb == 2.5
 
 
+@pytest.mark.parametrize("sandbox", [Bubblewrap(), Landlock()], ids=lambda sandbox: sandbox.tier)
+async def test_of_a_home_in_which_python_is_installed_a_run_sees_the_parts_of_python(tmp_path, sandbox):
+    if weakness := self_check(sandbox):
+        pytest.skip(weakness)
+    home = tmp_path / "home"
+    place = ground(home / "place", {"train.py": "x", ".gitignore": ".venv/"})
+    for name, text in {"bin/python": '#!/bin/sh\nexec /bin/sh "$1"', ".ssh/id": "0", "share/keys": "0"}.items():
+        (home / name).parent.mkdir()
+        (home / name).write_text(text)
+    (home / "bin/python").chmod(0o755)
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/python").symlink_to(home / "bin/python")
+    bench = Bench(tmp_path, f"cat {home}/.ssh/id {home}/share/keys; echo METRIC val_bpb=1", place=place)
+    outcome = await bench.run(sandbox)
+    assert outcome.kind == "scored", bench.logs[outcome.log]
+    assert bench.logs[outcome.log].count("cat: ") == 2
+
+
 def test_the_last_number_of_a_name_counts():
     found = NumberReader(Metric(name="acc", pattern=r"top1 (.+)"))
     found.read("top1  93.1 %")

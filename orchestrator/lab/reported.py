@@ -26,7 +26,7 @@ from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import ABSURD_NUMBER, RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
-from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.sandbox.base import Command, list_parts
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
@@ -117,7 +117,7 @@ class TaskFolder:
         shown = [self._find_data(name) for name in task.data]
         if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
-            shown += [venv, python.resolve().parent.parent]
+            shown += [venv, *list_parts(python.resolve().parent.parent)]
         if uv := shutil.which("uv"):
             shown.append(Path(uv).resolve())
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}

@@ -33,7 +33,7 @@ class Bubblewrap:
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own
-        for path in command.list_readable():
+        for path in dict.fromkeys(command.list_readable()):
             argv += _bind(path, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
