@@ -199,6 +199,11 @@ class Repo:
             if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):
                 yield name
 
+    def list_committed(self) -> list[str]:
+        """Return all files of the commit where the session begins, by path from here. Raises RepoError."""
+        rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
+        return [os.path.relpath(name, self.prefix) for name in rows if name]
+
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here

@@ -251,6 +251,12 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
     night = Preflight(Options(script=place / "train.py"), "night", "optuna")
     (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")
     assert "no committed file is modle/*.py, which is editable" in [result.message for result in night.check()]
+    night = Preflight(Options(script=place / "train.py"), "night", "optuna")
+    (place / "nightshift.toml").write_text("editable = ['*.py']\nprotected = ['model/', './*.md', 'modle']")
+    assert night.task.protected == ("model/*", "*.md", "modle")
+    assert not night.task.is_editable("model/net.py")
+    refused = next(result for result in night.check() if result.state == "bad")
+    assert "no committed file is *.md or modle, which is protected" in refused.message
     for name in ("train.py", "model/link.py"):
         (place / name).unlink(missing_ok=True)
         (place / name).symlink_to(place / "model/net.py")

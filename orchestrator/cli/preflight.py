@@ -330,6 +330,10 @@ class Preflight:
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
+        there = self.repo.list_committed() if self.task.protected and not self.state else []
+        if idle := [at for at in self.task.protected if there and not any(fnmatchcase(name, at) for name in there)]:
+            words = f"{TASK_FILE}: no committed file is {' or '.join(idle)}, which is protected"
+            yield CheckResult("git", "bad", f"{words}: name files of the repository, or folders")
 
     def _describe_session(self) -> str:
         if self.session:

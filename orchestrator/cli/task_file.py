@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
+from posixpath import normpath
 
 from pydantic import ValidationError
 
@@ -76,6 +77,9 @@ def read_task(script: Path) -> Task:
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
+        if names := [normpath(name) for name in given.protected]:
+            names = [f"{name}/*" if (path.parent / name).is_dir() else name for name in names]
+            given = given.model_copy(update={"protected": (*names,)})
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
