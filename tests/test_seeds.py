@@ -92,6 +92,13 @@ def test_the_tasks_own_way_is_taken_and_left_alone_where_the_script_takes_it():
         assert with_assigned_seed(own, Task(seed=seed)) == own
 
 
+def test_a_seed_of_another_language_that_parses_as_python_stays():
+    config = {"train.py": "import json\n", "config.json": '{"seed": 42}', "a.toml": "[train]\nseed = 42\nx = [seed]"}
+    assert with_assigned_seed(join_files(config)) == join_files(config)
+    of_r = "set.seed(42)\nx <- rnorm(100)\n"
+    assert with_assigned_seed(of_r, Task(form="reported", editable=("fit.R",))) == of_r
+
+
 def test_a_seed_reaches_from_one_file_to_another():
     own = join_files(
         {"model.py": MODEL, "train.py": "from model import SEED\nrandom.seed(SEED)\n", "notes.md": "# 42\n"}

@@ -26,7 +26,9 @@ _OF_DATA = re.compile(rf"data|shuffle|sampl|load|fetch|^make_|{_JUDGES.pattern}"
 
 def with_assigned_seed(source: str, task: Task = EXAMINED) -> str:
     """Return the script with its literal seeds read from the environment; unchanged if it may have its seed already."""
-    tree, known = parse_files(source), {VARIABLE, *task.seed.values()}
+    files, script = split_files(source), next(iter(task.editable), ".py")
+    python = {path: text for path, text in files.items() if (path or script).endswith(".py")}
+    tree, known = parse_files(join_files(python)), {VARIABLE, *task.seed.values()}
     nodes, seeds = [*ast.walk(tree)], [value for _, value in _list_seeds(tree)]
     bound = {_get_label(node) for node in nodes if not isinstance(getattr(node, "ctx", None), ast.Load)}
     loaded = {_get_label(node) for value in seeds for node in ast.walk(value) if hasattr(node, "ctx")}
@@ -37,7 +39,7 @@ def with_assigned_seed(source: str, task: Task = EXAMINED) -> str:
         if _JUDGES.search(_get_own_name(node)):
             used -= _list_loaded(ast.walk(node))  # another split would be another judge
     variable = task.seed.get("env", VARIABLE)
-    return join_files({path: _rewrite(text, used, variable) for path, text in split_files(source).items()})
+    return join_files(files | {path: _rewrite(text, used, variable) for path, text in python.items()})
 
 
 def with_literal_seed(source: str) -> str:
