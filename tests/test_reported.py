@@ -574,6 +574,10 @@ async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
     bench.scorer = TaskFolder(bench.task, Repo(tmp_path / "place/code/train.py", "n"), bench.scorer.commit)
     source = "import pack; print(f'METRIC val_bpb={pack.WIDTH}')"
     assert (await bench.run(source=source)).val_bpb == 2.5
+    (packages / "pack.pth").write_text("import __editable___pack_finder; __editable___pack_finder.install()")
+    mapping = {"other": f"{tmp_path}/place/odd", "pack": f"{tmp_path}/place/src/pack"}
+    (packages / "__editable___pack_finder.py").write_text(f"import sys\nMAPPING: dict[str, str] = {mapping}\n")
+    assert (await bench.run(source=source)).val_bpb == 2.5, "as setuptools writes it"
 
 
 @pytest.mark.parametrize("sandbox", [Bubblewrap(), Landlock()], ids=lambda sandbox: sandbox.tier)

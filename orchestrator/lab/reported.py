@@ -6,6 +6,7 @@ place, so that no candidate changes its judge. A protected file that a run has c
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -37,6 +38,11 @@ from subagents.logs import quote
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
+
+
+_MAPPING = re.compile(r"^MAPPING\b.*", re.MULTILINE)
+_MAPPED = re.compile(r"'([\w.]+)': '([^']+)'")
+"""Where an editable install by setuptools says which module lies where, and one of these."""
 
 
 def find_score(reader: NumberReader, last: str = "") -> float:
@@ -141,10 +147,15 @@ class TaskFolder:
 
 def _find_installed(python: Path, top: Path, work: Path) -> str:
     """Return where a run has the folders of the repository that were installed editable, as a path for imports."""
-    pointers = python.parent.parent.glob("lib/python*/site-packages/*.pth")
-    lines = [line for pointer in pointers for line in pointer.read_text(errors="replace").splitlines()]
-    found = [Path(line).resolve() for line in lines if line.startswith("/")]
-    return os.pathsep.join(str(work / path.relative_to(top)) for path in found if path.is_relative_to(top))
+    packages = [*python.parent.parent.glob("lib/python*/site-packages/*")]
+    texts = {path: path.read_text(errors="replace") for path in packages if path.suffix == ".pth"}
+    found = [Path(line) for text in texts.values() for line in text.splitlines() if line.startswith("/")]
+    for path in (path for path in packages if fnmatch(path.name, "__editable___*_finder.py")):  # setuptools'
+        for name, place in _MAPPED.findall((_MAPPING.search(path.read_text(errors="replace")) or [""])[0]):
+            if place.endswith(end := "/" + name.replace(".", "/")):
+                found.append(Path(place.removesuffix(end) or "/"))
+    inside = [at for path in dict.fromkeys(found) if (at := path.resolve()).is_relative_to(top)]
+    return os.pathsep.join(str(work / path.relative_to(top)) for path in inside)
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):
