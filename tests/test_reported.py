@@ -726,7 +726,8 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
 
 
 def test_data_lie_where_a_run_can_have_them(tmp_path):
-    place = ground(tmp_path / "place", {"deep/train.py": "", "rows/a": "", "tmp/a": "", "deep/tmp/a": ""})
+    names = ("deep/train.py", "rows/a", "tmp/a", "deep/tmp/a", "deep/net/a.py")
+    place = ground(tmp_path / "place", dict.fromkeys(names, ""))
     (tmp_path / "corp").mkdir()
     for name, says in (
         ("../rows", ""),
@@ -734,8 +735,10 @@ def test_data_lie_where_a_run_can_have_them(tmp_path):
         (str(tmp_path / "corp"), ""),
         ("../../corp", "../../corp leads out of the repository: write it from / or ~/ on"),
         ("../tmp/", "../tmp/ is where a run has files of its own: name what lies in it"),
+        (".", ". holds train.py, which a run has from git: name what else it needs"),
+        (f"{place}/deep/net", f"{place}/deep/net holds net/a.py, which a run has from git: name what else it needs"),
     ):
-        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']")
+        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']\neditable = ['train.py', 'net/*.py']")
         if not says:
             assert find_task(place / "deep/train.py").data == (name,)
             continue

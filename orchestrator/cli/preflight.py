@@ -16,6 +16,7 @@ from importlib.metadata import version
 from itertools import chain, product
 from pathlib import Path
 from platform import python_version
+from posixpath import normpath
 from typing import Any, Literal
 
 import typer
@@ -312,7 +313,8 @@ class Preflight:
     def _check_tree(self) -> Iterator[CheckResult]:
         """Check what lies here and in no run: edits, except those of data and of what the start itself reads."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        shown = tuple(f"{self.repo.prefix / at}/" for at in (*self.task.data, "nightshift.toml", "program.md"))
+        beside = (*self.task.data, "nightshift.toml", "program.md")
+        shown = tuple(f"{normpath(self.repo.prefix / at)}/" for at in beside)
         unseen = [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
         if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
             words = "take no part: a run sees what is committed"

@@ -42,6 +42,9 @@ def find_task(script: Path) -> Task:
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
         if not name.startswith(("~/", "/")) and (why := _find_misplacement(folder.resolve(), name)):
             raise UsageError(f"{folder / NAME}: data: {name} {why}")
+        if held := _find_editable(folder.resolve(), name, (main, *given.named), given):
+            words = f"{name} holds {held}, which a run has from git: name what else it needs"
+            raise UsageError(f"{folder / NAME}: data: {words}")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
@@ -65,6 +68,15 @@ def _find_misplacement(folder: Path, name: str) -> str:
     if path.split("/")[0] == "..":
         return "leads out of the repository: write it from / or ~/ on"
     return "is where a run has files of its own: name what lies in it" * (path == "tmp")
+
+
+def _find_editable(here: Path, name: str, named: tuple[str, ...], task: Task) -> str:
+    """Return a file in data that candidates may change; empty if there is none, as patterns leave data of here out."""
+    place = (here / resolve_home(name)).resolve()
+    walked = place.rglob("*") if name[0] in "/~" and place.is_relative_to(here) else ()
+    inside = (path for path in chain((here / at for at in named), walked) if path.is_relative_to(place))
+    paths = (path.relative_to(here).as_posix() for path in inside)
+    return next((path for path in paths if path in named or task.is_editable(path)), "")
 
 
 def read_task(script: Path) -> Task:

@@ -37,7 +37,8 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
     if (wanted := re.search(r"KeyError: '(\w+)'", fault.message)) and wanted[1] in os.environ:
         return f"a run has no variable {wanted[1]}: begin the command with `{wanted[1]}=… `"
     message = next(filter(_ABSENT.search, reversed(lines)), "")
-    names = filter(None, (word.strip("'\"") for word in _PATH.findall(message)))
+    words = (word.strip("'\"").removeprefix(f"{repo.folder}/") for word in _PATH.findall(message))
+    names = filter(None, words)
     remedies = (_find_remedy_for(name, message, work, repo) for name in names)
     unnamed = "metric in nightshift.toml may name another, or a pattern" * ("without a number" in fault.message)
     return next(filter(None, remedies), unnamed)
