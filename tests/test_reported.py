@@ -312,6 +312,7 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
         ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
         ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
         ("import gone", "; python is "),
+        ("print('/bin/sh: 1: poetry: not found'); exit('failed')", "; no run has the program poetry"),
         ("print('fatal: not a git repository'); exit(1)", "; a run has the files that git tracks, and no .git"),
         (
             "import os; os.environ['PYTEST_CURRENT_TEST']",
@@ -596,6 +597,24 @@ async def test_of_a_home_in_which_python_is_installed_a_run_sees_the_parts_of_py
     outcome = await bench.run(sandbox)
     assert outcome.kind == "scored", bench.logs[outcome.log]
     assert bench.logs[outcome.log].count("cat: ") == 2
+
+
+async def test_an_environment_and_its_python_may_be_reached_by_links(tmp_path):
+    if weakness := self_check(Bubblewrap()):
+        pytest.skip(weakness)
+    place = ground(tmp_path / "place", {"train.py": "x", ".gitignore": ".venv"})
+    real = tmp_path / "cellar/py/bin/python"
+    for folder in (real.parent, tmp_path / "envs/x/bin", tmp_path / "opt"):
+        folder.mkdir(parents=True)
+    real.write_text('#!/bin/sh\nexec /bin/sh "$1"')
+    real.chmod(0o755)
+    (tmp_path / "opt/py").symlink_to("../cellar/py")
+    (tmp_path / "envs/x/bin/python").symlink_to("python3")
+    (tmp_path / "envs/x/bin/python3").symlink_to(tmp_path / "opt/py/bin/python")
+    (place / ".venv").symlink_to(tmp_path / "envs/x")
+    bench = Bench(tmp_path, "echo METRIC val_bpb=1", place=place)
+    outcome = await bench.run(Bubblewrap())
+    assert outcome.kind == "scored", bench.logs[outcome.log]
 
 
 def test_the_last_number_of_a_name_counts():

@@ -14,6 +14,7 @@ _WHERE_SET = {
 }
 """What settings do about a kind of failure."""
 _LACKS = {
+    r"\d: ([^\s:/]+): (?:command )?not found": "no run has the program {0}",
     r"name resolution|Name or service not|esolve host|is unreachable|Connect(ion)?Error|couldn.t connect|URLError": (
         "a run has no network: download before the night, and name the folder in `data`"
     ),
@@ -32,8 +33,8 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
         return _WHERE_SET[fault.kind]
     lines = log.splitlines()[-SEARCHED:]
     for pattern, words in _LACKS.items():
-        if any(re.search(pattern, line) for line in lines):
-            return words.format(python=python)
+        if found := next(filter(None, (re.search(pattern, line) for line in lines)), None):
+            return words.format(*found.groups(), python=python)
     if (wanted := re.search(r"KeyError: '(\w+)'", fault.message)) and wanted[1] in os.environ:
         return f"a run has no variable {wanted[1]}: begin the command with `{wanted[1]}=… `"
     message = next(filter(_ABSENT.search, reversed(lines)), "")

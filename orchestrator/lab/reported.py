@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -120,12 +120,15 @@ class TaskFolder:
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), self.python
-        shown = [self._find_data(name) for name in task.data]
+        whole, shown = [], list[Path]()
         if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
-            shown += [venv, *list_parts(python.resolve().parent.parent)]
+            whole = [venv, venv.resolve()]
+            prefixes = dict.fromkeys(path.parent.parent for path in _follow(python))
+            shown += [part for prefix in prefixes if prefix not in whole for part in list_parts(prefix)]
         if uv := shutil.which("uv"):
-            shown.append(Path(uv).resolve())
+            whole += [Path(uv), Path(uv).resolve()]
+        shown += [*whole, *(self._find_data(name) for name in task.data)]
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}".replace("= ", "=") if "argument" in task.seed else ""
@@ -143,6 +146,14 @@ class TaskFolder:
 
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / resolve_home(name)).resolve()
+
+
+def _follow(path: Path) -> Iterator[Path]:
+    """Yield a path, where each link from it leads, and the file at the end."""
+    yield path
+    while path.is_symlink():
+        yield (path := Path(os.path.normpath(path.parent.resolve() / path.readlink())))
+    yield path.resolve()
 
 
 def _find_installed(python: Path, top: Path, work: Path) -> str:
