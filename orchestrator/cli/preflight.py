@@ -35,7 +35,7 @@ from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.tree import ScriptTree, find_forgotten
-from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, list_tunable
+from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, find_fixed, list_tunable
 from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.repo import Repo, RepoError
@@ -108,7 +108,8 @@ class Preflight:
         with suppress(RepoError):  # which is told elsewhere
             own = Repo(self.options.script, self.name, task, self.commit).read_baseline()
         reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
-        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
+        found = {"fixed": find_fixed(own, task.command)} if task.is_reported else {}
+        return task.model_copy(update=found | ({"seed": {"env": VARIABLE}} if reads and not task.seed else {}))
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -428,7 +429,7 @@ class Preflight:
             words = f"constants of {self.repo.script.name}: runs have {whose}\n{change}"
             yield CheckResult("constants", "warn", words)
         if self.crew == "optuna":
-            found = list_tunable(source, self.task.is_reported)
+            found = list_tunable(source, self.task.is_reported, self.task.fixed)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
             words = words if found else explain_untunable(source, self.repo.script.name)
             yield CheckResult("constants", "good" if found else "bad", words)

@@ -20,7 +20,7 @@ from prepare.files import read_written, resolve_home
 from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
-NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "is_repeated"}
+NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "fixed", "is_repeated"}
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
 
