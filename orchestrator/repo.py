@@ -204,6 +204,10 @@ class Repo:
         rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
         return [os.path.relpath(name, self.prefix) for name in rows if name]
 
+    def has_mention(self, word: str) -> bool:
+        """Return whether a Python file beside or below the script holds a word where the session begins."""
+        return bool(self._git("grep", "-lF", "-e", word, self.get_start(), "--", "*.py", absent=1))
+
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here

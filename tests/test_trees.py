@@ -39,6 +39,7 @@ def predict(rate):
 """
 FILES = {"train.py": TRAIN, "model/__init__.py": "", "model/net.py": NET, "helper.py": "DISTANCE = 0.1\n"}
 TOML = "editable = ['train.py', 'model/*.py']\nmetric = {name = 'loss'}\n"
+SEEDED = {"env": "NIGHTSHIFT_SEED"}
 TREE = {path: text for path, text in FILES.items() if path != "helper.py"}
 TASK = Task(form="reported", editable=("train.py", "model/*.py"), protected=("model/judge.py",))
 
@@ -230,6 +231,13 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     linked.extract(repo.get_start(), tmp_path / "work2", join_files({"train.py": "", "link/x.py": "x"}))
     assert (tmp_path / "work2/link/x.py").read_text() == "x"
     assert not list(outside.iterdir())
+
+
+def test_a_script_that_may_not_change_reads_the_seed_of_a_run_too(tmp_path):
+    toml = "command = 'python train.py'\neditable = ['model.py']\n"
+    for name, line, seed in (("a", "print(1)", {}), ("b", "print(os.environ['NIGHTSHIFT_SEED'])", SEEDED)):
+        place = ground(tmp_path / name, {"model.py": "A = 1", "train.py": line, "nightshift.toml": toml})
+        assert Preflight(Options(script=place / "train.py"), "night", "optuna").task.seed == seed
 
 
 def test_what_a_run_would_not_see_is_said(tmp_path):

@@ -102,12 +102,14 @@ class Preflight:
         """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
         if self.state:
             return self.state.session.task
-        task, own = find_task(self.options.script), ""
+        task, own, is_read = find_task(self.options.script), "", False
         if task.is_reported and self.options.fit is not None:
             raise UsageError("--fit and --no-fit do nothing for a script that reports its own score: leave them out")
         with suppress(RepoError):  # which is told elsewhere
-            own = Repo(self.options.script, self.name, task, self.commit).read_baseline()
-        reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
+            repo = Repo(self.options.script, self.name, task, self.commit)
+            own, is_read = repo.read_baseline(), repo.has_mention(VARIABLE)
+        is_read = is_read or VARIABLE in own + task.command or self.assign_seed(own, task) != own
+        reads = task.is_reported and is_read
         found = {"fixed": find_fixed(own, task.command)} if task.is_reported else {}
         return task.model_copy(update=found | ({"seed": {"env": VARIABLE}} if reads and not task.seed else {}))
 
