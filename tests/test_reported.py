@@ -312,6 +312,7 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
         ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
         ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
         ("import gone", "; python is "),
+        ("import out.made", '; out is here and in no run: data = ["out"]'),
         ("print('/bin/sh: 1: poetry: not found'); exit('failed')", "; no run has the program poetry"),
         ("print('fatal: not a git repository'); exit(1)", "; a run has the files that git tracks, and no .git"),
         (
@@ -332,6 +333,7 @@ async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, sour
     bench = Bench(tmp_path, source, {"log.csv": ""}, data=["rows"])
     (tmp_path / "place/rows").mkdir()
     (tmp_path / "place/out").mkdir()
+    (tmp_path / "place/out/made.py").write_text("")
     (tmp_path / "place/rows.csv").write_text("1,2")
     baseline = await bench.runner().run(GRANTED.model_copy(update={"experiment": 0}), source)
     later = await bench.run()

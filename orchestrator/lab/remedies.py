@@ -32,6 +32,12 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
     if fault.kind in _WHERE_SET:
         return _WHERE_SET[fault.kind]
     lines = log.splitlines()[-SEARCHED:]
+    for name in re.findall(r"No module named '(\w+(?:\.\w+)*)'", "\n".join(lines)):
+        stems = [f"{folder}{name.replace('.', '/')}" for folder in ("", "src/")]
+        files = [path for stem in stems for end in ("", ".py", ".*.so") for path in repo.folder.glob(stem + end)]
+        for path in (str(path.relative_to(repo.folder)) for path in files):
+            if not (work / repo.prefix / path).exists():
+                return _find_remedy_for(path, "", work, repo)
     for pattern, words in _LACKS.items():
         if found := next(filter(None, (re.search(pattern, line) for line in lines)), None):
             return words.format(*found.groups(), python=python)
