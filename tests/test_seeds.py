@@ -67,6 +67,8 @@ def test_a_literal_becomes_the_default_of_what_reads_the_seed(source, literal):
         "X, y = moons(400, random_state=1)",
         "SEED = 3\nrandom.seed(SEED)\nsplit(X, SEED)",
         "p.add_argument('--seed', default=3)\nrandom.seed(a.seed)\nhold_out(X, random_state=a.seed)",
+        "def main(seed=42):\n    torch.manual_seed(seed)\n    train_test_split(X, random_state=seed)",
+        "config = dict(seed=42)\nrandom.seed(config['seed'])\nsplit(X, config['seed'])",
         "DATA_SEED = 2\nload(DATA_SEED)",
         "def make_data():\n    random.seed(0)",
         "class Dataset:\n    seed = 0\nDataset.seed",
