@@ -110,8 +110,10 @@ class Preflight:
             own, is_read = repo.read_baseline(), repo.has_mention(VARIABLE)
         is_read = is_read or VARIABLE in own + task.command or self.assign_seed(own, task) != own
         reads = task.is_reported and is_read
-        found = {"fixed": find_fixed(own, task.command)} if task.is_reported else {}
-        return task.model_copy(update=found | ({"seed": {"env": VARIABLE}} if reads and not task.seed else {}))
+        found: dict[str, Any] = {"fixed": find_fixed(own, task.command)} if task.is_reported else {}
+        if reads and not task.seed:
+            found["seed"] = {"env": VARIABLE}
+        return task.model_copy(update=found)
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:

@@ -120,7 +120,7 @@ class TaskFolder:
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), self.python
-        whole, shown = [], list[Path]()
+        whole, shown = list[Path](), list[Path]()
         if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             whole = [venv, venv.resolve()]
