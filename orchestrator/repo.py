@@ -201,6 +201,15 @@ class Repo:
             if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):
                 yield name
 
+    def list_committed(self) -> list[str]:
+        """Return all files of the commit where the session begins, by path from here. Raises RepoError."""
+        rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
+        return [os.path.relpath(name, self.prefix) for name in rows if name]
+
+    def has_mention(self, word: str) -> bool:
+        """Return whether a Python file beside or below the script holds a word where the session begins."""
+        return bool(self._git("grep", "-lF", "-e", word, self.get_start(), "--", "*.py", absent=1))
+
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here

@@ -58,6 +58,17 @@ def whole(found, files, names=NAMES):
     return [path.read_bytes() for path, _ in found] == [files[name] for name in names]
 
 
+def test_a_few_documents_fill_three_splits():
+    for seed in range(20):
+        documents = [f"{seed} {number}" for number in range(3)]
+        corpus = split_documents("few", lambda documents=documents: iter(documents))
+        split = [text for part in ("train", "val", "confirm") for batch in corpus.read_batches(part) for text in batch]
+        assert corpus.counts == {"train": 1, "val": 1, "confirm": 1}
+        assert sorted(split) == documents
+    with pytest.raises(DataError, match="2 documents to split, and none for train"):
+        split_documents("few", lambda: iter("ab"))
+
+
 def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
     first = dataset.fetch(NAMES)
     asked = len(hub.asked)

@@ -18,6 +18,7 @@ from orchestrator.lab.failures import Prune
 from orchestrator.lab.log import (
     HEAD,
     MAX_LINE,
+    MAX_RAW_LINE,
     TAIL,
     Transcript,
     parse_progress,
@@ -123,9 +124,17 @@ def test_a_line_of_20_mb_is_cut():
     transcript = Transcript()
     for _ in range(320):
         list(transcript.feed(b"x" * 65536))
-        assert len(transcript.open) <= 2 * MAX_LINE
+        assert len(transcript.open) <= MAX_RAW_LINE
     list(transcript.feed(b"\nnext\n"))
     assert [(text[-1], len(text)) for text in transcript.log.split("\n")] == [("…", MAX_LINE), ("t", 4)]
+
+
+def test_numbers_are_read_beyond_what_the_log_keeps_of_a_line():
+    transcript = Transcript()
+    for piece in (b"." * 60_000, b" METRIC acc=0.", b"9\n"):
+        assert not list(transcript.feed(piece))
+    assert transcript.reader.numbers == {"acc": 0.9}
+    assert len(transcript.log) == MAX_LINE
 
 
 def test_a_line_without_end_and_a_flood_of_lines_stay_small():
@@ -136,7 +145,7 @@ def test_a_line_without_end_and_a_flood_of_lines_stay_small():
         list(transcript.feed(b"\x1b[31m\x00" * 8192))
     assert transcript.bytes > 50_000_000
     assert len(transcript.log) < 1 << 20
-    assert len(transcript.open) <= 2 * MAX_LINE
+    assert len(transcript.open) <= MAX_RAW_LINE
 
 
 @given(st.lists(st.integers(0, 2 * MAX_LINE), max_size=400), st.integers(0, 2 * (HEAD + TAIL)))

@@ -21,7 +21,7 @@ from orchestrator.optimizer.search import (
     read_search,
     stack_near_misses,
 )
-from orchestrator.optimizer.space import explain_unsearchable, is_within, list_tunable, take_step
+from orchestrator.optimizer.space import explain_unsearchable, find_fixed, is_within, list_tunable, take_step
 from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
 from orchestrator.policy.thresholds import KEEP_RULE
@@ -406,6 +406,15 @@ def main():
             assert [*list_tunable(f"{script}{line}\n", is_reported)] == ["--lr", "--batch-size"], line
         for line in used:
             assert "--width-of-lines" in list_tunable(f"{script}{line}\n", is_reported), line
+
+
+def test_an_option_that_the_command_or_set_defaults_sets_is_not_searched():
+    options = "".join(f'p.add_argument("--{name}", default=0.3)\n' for name in ("lr", "weight-decay", "dropout"))
+    script = f"{options}p.set_defaults(dropout=0.5)\na = p.parse_args()\nprint(fit(a.lr, a.weight_decay, a.dropout))\n"
+    fixed = find_fixed(script, "python train.py --weight-decay=0.1 -x")
+    assert fixed == ("dropout", "weight_decay")
+    assert [*list_tunable(script, True, fixed)] == ["--lr"]
+    assert len(list_tunable(script, True)) == 3, "as in sessions of before"
 
 
 @pytest.mark.parametrize(

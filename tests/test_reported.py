@@ -323,6 +323,8 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
         ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
         ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
         ("import gone", "; python is "),
+        ("import out.made", '; out is here and in no run: data = ["out"]'),
+        ("print('/bin/sh: 1: poetry: not found'); exit('failed')", "; no run has the program poetry"),
         ("print('fatal: not a git repository'); exit(1)", "; a run has the files that git tracks, and no .git"),
         (
             "import os; os.environ['PYTEST_CURRENT_TEST']",
@@ -342,6 +344,7 @@ async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, sour
     bench = Bench(tmp_path, source, {"log.csv": ""}, data=["rows"])
     (tmp_path / "place/rows").mkdir()
     (tmp_path / "place/out").mkdir()
+    (tmp_path / "place/out/made.py").write_text("")
     (tmp_path / "place/rows.csv").write_text("1,2")
     baseline = await bench.runner().run(GRANTED.model_copy(update={"experiment": 0}), source)
     later = await bench.run()
@@ -585,6 +588,46 @@ async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
     bench.scorer = TaskFolder(bench.task, Repo(tmp_path / "place/code/train.py", "n"), bench.scorer.commit)
     source = "import pack; print(f'METRIC val_bpb={pack.WIDTH}')"
     assert (await bench.run(source=source)).val_bpb == 2.5
+    (packages / "pack.pth").write_text("import __editable___pack_finder; __editable___pack_finder.install()")
+    mapping = {"other": f"{tmp_path}/place/odd", "pack": f"{tmp_path}/place/src/pack"}
+    (packages / "__editable___pack_finder.py").write_text(f"import sys\nMAPPING: dict[str, str] = {mapping}\n")
+    assert (await bench.run(source=source)).val_bpb == 2.5, "as setuptools writes it"
+
+
+@pytest.mark.parametrize("sandbox", [Bubblewrap(), Landlock()], ids=lambda sandbox: sandbox.tier)
+async def test_of_a_home_in_which_python_is_installed_a_run_sees_the_parts_of_python(tmp_path, sandbox):
+    if weakness := self_check(sandbox):
+        pytest.skip(weakness)
+    home = tmp_path / "home"
+    place = ground(home / "place", {"train.py": "x", ".gitignore": ".venv/"})
+    for name, text in {"bin/python": '#!/bin/sh\nexec /bin/sh "$1"', ".ssh/id": "0", "share/keys": "0"}.items():
+        (home / name).parent.mkdir()
+        (home / name).write_text(text)
+    (home / "bin/python").chmod(0o755)
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/python").symlink_to(home / "bin/python")
+    bench = Bench(tmp_path, f"cat {home}/.ssh/id {home}/share/keys; echo METRIC val_bpb=1", place=place)
+    outcome = await bench.run(sandbox)
+    assert outcome.kind == "scored", bench.logs[outcome.log]
+    assert bench.logs[outcome.log].count("cat: ") == 2
+
+
+async def test_an_environment_and_its_python_may_be_reached_by_links(tmp_path):
+    if weakness := self_check(Bubblewrap()):
+        pytest.skip(weakness)
+    place = ground(tmp_path / "place", {"train.py": "x", ".gitignore": ".venv"})
+    real = tmp_path / "cellar/py/bin/python"
+    for folder in (real.parent, tmp_path / "envs/x/bin", tmp_path / "opt"):
+        folder.mkdir(parents=True)
+    real.write_text('#!/bin/sh\nexec /bin/sh "$1"')
+    real.chmod(0o755)
+    (tmp_path / "opt/py").symlink_to("../cellar/py")
+    (tmp_path / "envs/x/bin/python").symlink_to("python3")
+    (tmp_path / "envs/x/bin/python3").symlink_to(tmp_path / "opt/py/bin/python")
+    (place / ".venv").symlink_to(tmp_path / "envs/x")
+    bench = Bench(tmp_path, "echo METRIC val_bpb=1", place=place)
+    outcome = await bench.run(Bubblewrap())
+    assert outcome.kind == "scored", bench.logs[outcome.log]
 
 
 def test_the_last_number_of_a_name_counts():
@@ -715,7 +758,8 @@ def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
 
 
 def test_data_lie_where_a_run_can_have_them(tmp_path):
-    place = ground(tmp_path / "place", {"deep/train.py": "", "rows/a": "", "tmp/a": "", "deep/tmp/a": ""})
+    names = ("deep/train.py", "rows/a", "tmp/a", "deep/tmp/a", "deep/net/a.py")
+    place = ground(tmp_path / "place", dict.fromkeys(names, ""))
     (tmp_path / "corp").mkdir()
     for name, says in (
         ("../rows", ""),
@@ -723,8 +767,10 @@ def test_data_lie_where_a_run_can_have_them(tmp_path):
         (str(tmp_path / "corp"), ""),
         ("../../corp", "../../corp leads out of the repository: write it from / or ~/ on"),
         ("../tmp/", "../tmp/ is where a run has files of its own: name what lies in it"),
+        (".", ". holds train.py, which a run has from git: name what else it needs"),
+        (f"{place}/deep/net", f"{place}/deep/net holds net/a.py, which a run has from git: name what else it needs"),
     ):
-        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']")
+        (place / "deep/nightshift.toml").write_text(f"data = ['{name}']\neditable = ['train.py', 'net/*.py']")
         if not says:
             assert find_task(place / "deep/train.py").data == (name,)
             continue

@@ -67,6 +67,8 @@ def test_a_literal_becomes_the_default_of_what_reads_the_seed(source, literal):
         "X, y = moons(400, random_state=1)",
         "SEED = 3\nrandom.seed(SEED)\nsplit(X, SEED)",
         "p.add_argument('--seed', default=3)\nrandom.seed(a.seed)\nhold_out(X, random_state=a.seed)",
+        "def main(seed=42):\n    torch.manual_seed(seed)\n    train_test_split(X, random_state=seed)",
+        "config = dict(seed=42)\nrandom.seed(config['seed'])\nsplit(X, config['seed'])",
         "DATA_SEED = 2\nload(DATA_SEED)",
         "def make_data():\n    random.seed(0)",
         "class Dataset:\n    seed = 0\nDataset.seed",
@@ -90,6 +92,13 @@ def test_the_tasks_own_way_is_taken_and_left_alone_where_the_script_takes_it():
         (way,) = seed.values()
         own = f"take({way!r}, 1)\nrandom.seed(42)"
         assert with_assigned_seed(own, Task(seed=seed)) == own
+
+
+def test_a_seed_of_another_language_that_parses_as_python_stays():
+    config = {"train.py": "import json\n", "config.json": '{"seed": 42}', "a.toml": "[train]\nseed = 42\nx = [seed]"}
+    assert with_assigned_seed(join_files(config)) == join_files(config)
+    of_r = "set.seed(42)\nx <- rnorm(100)\n"
+    assert with_assigned_seed(of_r, Task(form="reported", editable=("fit.R",))) == of_r
 
 
 def test_a_seed_reaches_from_one_file_to_another():

@@ -39,6 +39,7 @@ def predict(rate):
 """
 FILES = {"train.py": TRAIN, "model/__init__.py": "", "model/net.py": NET, "helper.py": "DISTANCE = 0.1\n"}
 TOML = "editable = ['train.py', 'model/*.py']\nmetric = {name = 'loss'}\n"
+SEEDED = {"env": "NIGHTSHIFT_SEED"}
 TREE = {path: text for path, text in FILES.items() if path != "helper.py"}
 TASK = Task(form="reported", editable=("train.py", "model/*.py"), protected=("model/judge.py",))
 
@@ -232,6 +233,13 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     assert not list(outside.iterdir())
 
 
+def test_a_script_that_may_not_change_reads_the_seed_of_a_run_too(tmp_path):
+    toml = "command = 'python train.py'\neditable = ['model.py']\n"
+    for name, line, seed in (("a", "print(1)", {}), ("b", "print(os.environ['NIGHTSHIFT_SEED'])", SEEDED)):
+        place = ground(tmp_path / name, {"model.py": "A = 1", "train.py": line, "nightshift.toml": toml})
+        assert Preflight(Options(script=place / "train.py"), "night", "optuna").task.seed == seed
+
+
 def test_what_a_run_would_not_see_is_said(tmp_path):
     place = ground(tmp_path / "place", FILES)
     repo = Repo(place / "train.py", "may", TASK)
@@ -251,6 +259,12 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
     night = Preflight(Options(script=place / "train.py"), "night", "optuna")
     (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")
     assert "no committed file is modle/*.py, which is editable" in [result.message for result in night.check()]
+    night = Preflight(Options(script=place / "train.py"), "night", "optuna")
+    (place / "nightshift.toml").write_text("editable = ['*.py']\nprotected = ['model/', './*.md', 'modle']")
+    assert night.task.protected == ("model/*", "*.md", "modle")
+    assert not night.task.is_editable("model/net.py")
+    refused = next(result for result in night.check() if result.state == "bad")
+    assert "no committed file is *.md or modle, which is protected" in refused.message
     for name in ("train.py", "model/link.py"):
         (place / name).unlink(missing_ok=True)
         (place / name).symlink_to(place / "model/net.py")

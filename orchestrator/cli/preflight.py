@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain, product
-from os.path import relpath
+from os.path import normpath, relpath
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.tree import ScriptTree, find_forgotten
-from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, list_tunable
+from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, find_fixed, list_tunable
 from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.repo import Repo, RepoError
@@ -105,12 +105,18 @@ class Preflight:
             raise UsageError("--data does nothing for a script that reports its own score: leave it out")
         if self.state:
             return task
+        is_read = False
         if task.is_reported and self.options.fit is not None:
             raise UsageError("--fit and --no-fit do nothing for a script that reports its own score: leave them out")
         with suppress(RepoError):  # which is told elsewhere
-            own = Repo(self.options.script, self.name, task, self.commit).read_baseline()
-        reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
-        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
+            repo = Repo(self.options.script, self.name, task, self.commit)
+            own, is_read = repo.read_baseline(), repo.has_mention(VARIABLE)
+        is_read = is_read or VARIABLE in own + task.command or self.assign_seed(own, task) != own
+        reads = task.is_reported and is_read
+        found: dict[str, Any] = {"fixed": find_fixed(own, task.command)} if task.is_reported else {}
+        if reads and not task.seed:
+            found["seed"] = {"env": VARIABLE}
+        return task.model_copy(update=found)
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -328,7 +334,8 @@ class Preflight:
     def _check_tree(self) -> Iterator[CheckResult]:
         """Check what lies here and in no run: edits, except those of data and of what the start itself reads."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        shown = tuple(f"{self.repo.prefix / at}/" for at in (*self.task.data, "nightshift.toml", "program.md"))
+        beside = (*self.task.data, "nightshift.toml", "program.md")
+        shown = tuple(f"{normpath(self.repo.prefix / at)}/" for at in beside)
         unseen = [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
         if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
             words = "take no part: a run sees what is committed"
@@ -346,6 +353,10 @@ class Preflight:
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
+        there = self.repo.list_committed() if self.task.protected and not self.state else []
+        if idle := [at for at in self.task.protected if there and not any(fnmatchcase(name, at) for name in there)]:
+            words = f"{TASK_FILE}: no committed file is {' or '.join(idle)}, which is protected"
+            yield CheckResult("git", "bad", f"{words}: name files of the repository, or folders")
 
     def _describe_session(self) -> str:
         had, has = self.options.venv, self.venv
@@ -442,7 +453,7 @@ class Preflight:
             words = f"constants of {self.repo.script.name}: runs have {whose}\n{change}"
             yield CheckResult("constants", "warn", words)
         if self.crew == "optuna":
-            found = list_tunable(source, self.task.is_reported)
+            found = list_tunable(source, self.task.is_reported, self.task.fixed)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
             words = words if found else explain_untunable(source, self.repo.script.name)
             yield CheckResult("constants", "good" if found else "bad", words)

@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
+from posixpath import normpath
 
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from prepare.files import read_written, resolve_home
 from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
-NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "is_repeated"}
+NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "fixed", "is_repeated"}
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
 
@@ -41,6 +42,9 @@ def find_task(script: Path) -> Task:
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
         if not name.startswith(("~/", "/")) and (why := _find_misplacement(folder.resolve(), name)):
             raise UsageError(f"{folder / NAME}: data: {name} {why}")
+        if held := _find_editable(folder.resolve(), name, (main, *given.named), given):
+            words = f"{name} holds {held}, which a run has from git: name what else it needs"
+            raise UsageError(f"{folder / NAME}: data: {words}")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
@@ -66,6 +70,15 @@ def _find_misplacement(folder: Path, name: str) -> str:
     return "is where a run has files of its own: name what lies in it" * (path == "tmp")
 
 
+def _find_editable(here: Path, name: str, named: tuple[str, ...], task: Task) -> str:
+    """Return a file in data that candidates may change; empty if there is none, as patterns leave data of here out."""
+    place = (here / resolve_home(name)).resolve()
+    walked = place.rglob("*") if name[0] in "/~" and place.is_relative_to(here) else ()
+    inside = (path for path in chain((here / at for at in named), walked) if path.is_relative_to(place))
+    paths = (path.relative_to(here).as_posix() for path in inside)
+    return next((path for path in paths if path in named or task.is_editable(path)), "")
+
+
 def read_task(script: Path) -> Task:
     """Return what nightshift.toml beside a script says; the defaults where there is none. Raises UsageError."""
     path = script.parent / NAME
@@ -76,6 +89,9 @@ def read_task(script: Path) -> Task:
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
+        if names := [normpath(name) for name in given.protected]:
+            names = [f"{name}/*" if (path.parent / name).is_dir() else name for name in names]
+            given = given.model_copy(update={"protected": (*names,)})
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:

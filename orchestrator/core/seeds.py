@@ -26,18 +26,18 @@ _OF_DATA = re.compile(rf"data|shuffle|sampl|load|fetch|^make_|{_JUDGES.pattern}"
 
 def with_assigned_seed(source: str, task: Task = EXAMINED) -> str:
     """Return the script with its literal seeds read from the environment; unchanged if it may have its seed already."""
-    tree, known = parse_files(source), {VARIABLE, *task.seed.values()}
-    nodes, seeds = [*ast.walk(tree)], [value for _, value in _list_seeds(tree)]
+    files, script = split_files(source), next(iter(task.editable), ".py")
+    python = {path: text for path, text in files.items() if (path or script).endswith(".py")}
+    tree, known = parse_files(join_files(python)), {VARIABLE, *task.seed.values()}
+    nodes, seeds = [*ast.walk(tree)], [value for *_, value in _list_seeds(tree)]
     bound = {_get_label(node) for node in nodes if not isinstance(getattr(node, "ctx", None), ast.Load)}
     loaded = {_get_label(node) for value in seeds for node in ast.walk(value) if hasattr(node, "ctx")}
     if any(isinstance(node, ast.Constant) and node.value in known for node in nodes) or not loaded <= bound | {""}:
         return source
-    used = _list_loaded(nodes)
-    for node in nodes:
-        if _JUDGES.search(_get_own_name(node)):
-            used -= _list_loaded(ast.walk(node))  # another split would be another judge
-    variable = task.seed.get("env", VARIABLE)
-    return join_files({path: _rewrite(text, used, variable) for path, text in split_files(source).items()})
+    judges = (node for node in nodes if _JUDGES.search(_get_own_name(node)))
+    judging = {name for node in judges for name in _list_loaded(ast.walk(node))}  # another split is another judge
+    used, variable = _list_loaded(nodes), task.seed.get("env", VARIABLE)
+    return join_files(files | {path: _rewrite(text, used, judging, variable) for path, text in python.items()})
 
 
 def with_literal_seed(source: str) -> str:
@@ -45,11 +45,12 @@ def with_literal_seed(source: str) -> str:
     return join_files({path: _READS.sub(r"\2", text) for path, text in split_files(source).items()})
 
 
-def _rewrite(text: str, used: set[str], variable: str) -> str:
-    """Return one file with the seeds that are used read from a variable; unchanged if it is not Python."""
+def _rewrite(text: str, used: set[str], judging: set[str], variable: str) -> str:
+    """Return one file with the seeds that are used, and not for judging, read from a variable, if it is Python."""
     seeds = _list_seeds(parse_files(text))
     lines = [line.encode() for line in text.split("\n")]  # Python counts bytes
-    found = {at for name, value in seeds if not name or name in used for at in _list_literals(value)}
+    taken = (value for name, is_given, value in seeds if name not in judging and (is_given or name in used))
+    found = {at for value in taken for at in _list_literals(value)}
     for at in sorted(found, key=lambda at: (at.lineno, at.col_offset), reverse=True):
         line, end = lines[at.lineno - 1], at.end_col_offset
         read = f'__import__("os").environ.get("{variable}", {line[at.col_offset : end].decode()})'
@@ -58,8 +59,8 @@ def _rewrite(text: str, used: set[str], variable: str) -> str:
     return b"\n".join(lines).decode()
 
 
-def _list_seeds(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield what gives seeds their values, each with the variable or option that it belongs to, if to one."""
+def _list_seeds(tree: ast.AST) -> Iterator[tuple[str, bool, ast.expr]]:
+    """Yield what gives seeds their values, each with what it belongs to, if to anything, and whether to a call."""
     waiting = [tree]  # in place of recursion: a script may hold a sum of a thousand terms
     while waiting:
         node = waiting.pop()
@@ -67,9 +68,9 @@ def _list_seeds(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             continue  # quotes within an f-string would end it
         for target, value in list_values(node):
             if label := _get_label(target):
-                yield "" if isinstance(target, ast.keyword | ast.arg) else label, value
+                yield label, isinstance(target, ast.keyword | ast.arg), value
         if isinstance(node, ast.Call) and node.args and _is_for_all(node.func):
-            yield "", node.args[0]
+            yield "", True, node.args[0]
         # Classes with a random_state learn; functions with one make, draw or divide data.
         makes_data, children = name.islower(), ast.iter_child_nodes(node)
         waiting += [at for at in children if not (makes_data and getattr(at, "arg", "") == "random_state")]

@@ -72,6 +72,7 @@ class Task(BaseModel):
     data: Words = ()
     seed: dict[Literal["env", "argument"], Annotated[str, Field(pattern=r"\S")]] = {}
     program: str = ""
+    fixed: tuple[str, ...] = ()  # options whose defaults have no effect; none in sessions of before
     is_repeated: bool = Field(default=False, exclude=True)
     """Whether runs of the baseline agree to the last digit; the state observes it, and it is not stored."""
 

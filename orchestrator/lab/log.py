@@ -16,7 +16,8 @@ from orchestrator.core.task import BPB, Metric
 from subagents.logs import clean, quote
 
 MAX_LINE = 1_000  # characters of a line that are kept
-MAX_RAW_LINE = 2 * MAX_LINE  # the same of an incomplete line, whose escape sequences are not removed yet
+MAX_READ = 1 << 16  # the same of one in which numbers are looked for
+MAX_RAW_LINE = 2 * MAX_READ  # the same of an incomplete line, whose escape sequences are not removed yet
 HEAD, TAIL = 100, 500
 """Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
 MAX_NUMBERS = 64
@@ -115,15 +116,16 @@ class Transcript:
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
         """Read a piece of output and yield its progress lines; `last` completes an open line."""
         self.bytes += len(data)
-        printed = self.open + self.decoder.decode(data, last)
-        if last and (printed or self.shown):
+        printed = self.decoder.decode(data, last)
+        if last and (self.open or printed or self.shown):
             printed += "\n"
-        *lines, rest = re.split(r"(?<=[\r\n])", printed)
+        first, *others = re.split(r"(?<=[\r\n])", printed)
+        *lines, rest = self.open + first, *others
         self.open = rest[:MAX_RAW_LINE]
         for line in lines:
-            text = clean(line[:MAX_RAW_LINE], MAX_LINE)
+            text = clean(line[:MAX_RAW_LINE], MAX_READ)
             self.shown = text or self.shown
-            if found := parse_progress(text):
+            if found := parse_progress(text[:MAX_LINE]):
                 yield found
             if line.endswith("\n"):
                 self._add_row(self.shown)
@@ -140,7 +142,8 @@ class Transcript:
             return
         self.reader.read(row)
         self.dropped += len(self.tail) == TAIL
-        (self.tail if len(self.head) == HEAD else self.head).append(row)
+        kept = row if len(row) <= MAX_LINE else f"{row[: MAX_LINE - 1]}…"
+        (self.tail if len(self.head) == HEAD else self.head).append(kept)
 
 
 def _parse_number(text: str) -> float:

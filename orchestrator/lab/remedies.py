@@ -14,6 +14,7 @@ _WHERE_SET = {
 }
 """What settings do about a kind of failure."""
 _LACKS = {
+    r"\d: ([^\s:/]+): (?:command )?not found": "no run has the program {0}",
     r"name resolution|Name or service not|esolve host|is unreachable|Connect(ion)?Error|couldn.t connect|URLError": (
         "a run has no network: download before the night, and name the folder in `data`"
     ),
@@ -31,13 +32,20 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
     if fault.kind in _WHERE_SET:
         return _WHERE_SET[fault.kind]
     lines = log.splitlines()[-SEARCHED:]
+    for name in re.findall(r"No module named '(\w+(?:\.\w+)*)'", "\n".join(lines)):
+        stems = [f"{folder}{name.replace('.', '/')}" for folder in ("", "src/")]
+        files = [path for stem in stems for end in ("", ".py", ".*.so") for path in repo.folder.glob(stem + end)]
+        for path in (str(path.relative_to(repo.folder)) for path in files):
+            if not (work / repo.prefix / path).exists():
+                return _find_remedy_for(path, "", work, repo)
     for pattern, words in _LACKS.items():
-        if any(re.search(pattern, line) for line in lines):
-            return words.format(python=python)
+        if found := next(filter(None, (re.search(pattern, line) for line in lines)), None):
+            return words.format(*found.groups(), python=python)
     if (wanted := re.search(r"KeyError: '(\w+)'", fault.message)) and wanted[1] in os.environ:
         return f"a run has no variable {wanted[1]}: begin the command with `{wanted[1]}=… `"
     message = next(filter(_ABSENT.search, reversed(lines)), "")
-    names = filter(None, (word.strip("'\"") for word in _PATH.findall(message)))
+    words = (word.strip("'\"").removeprefix(f"{repo.folder}/") for word in _PATH.findall(message))
+    names = filter(None, words)
     remedies = (_find_remedy_for(name, message, work, repo) for name in names)
     unnamed = "metric in nightshift.toml may name another, or a pattern" * ("without a number" in fault.message)
     return next(filter(None, remedies), unnamed)

@@ -6,10 +6,11 @@ place, so that no candidate changes its judge. A protected file that a run has c
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -26,7 +27,7 @@ from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import ABSURD_NUMBER, RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
-from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.sandbox.base import Command, list_parts
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
@@ -37,6 +38,11 @@ from subagents.logs import quote
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
+
+
+_MAPPING = re.compile(r"^MAPPING\b.*", re.MULTILINE)
+_MAPPED = re.compile(r"'([\w.]+)': '([^']+)'")
+"""Where an editable install by setuptools says which module lies where, and one of these."""
 
 
 def find_score(reader: NumberReader, last: str = "") -> float:
@@ -114,12 +120,15 @@ class TaskFolder:
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), self.python
-        shown = [self._find_data(name) for name in task.data]
+        whole, shown = list[Path](), list[Path]()
         if venv := self.venv:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
-            shown += [venv, python.resolve().parent.parent]
+            whole = [venv, venv.resolve()]
+            prefixes = dict.fromkeys(path.parent.parent for path in _follow(python))
+            shown += [part for prefix in prefixes if prefix not in whole for part in list_parts(prefix)]
         if uv := shutil.which("uv"):
-            shown.append(Path(uv).resolve())
+            whole += [Path(uv), Path(uv).resolve()]
+        shown += [*whole, *(self._find_data(name) for name in task.data)]
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}".replace("= ", "=") if "argument" in task.seed else ""
@@ -139,12 +148,25 @@ class TaskFolder:
         return (self.repo.folder / resolve_home(name)).resolve()
 
 
+def _follow(path: Path) -> Iterator[Path]:
+    """Yield a path, where each link from it leads, and the file at the end."""
+    yield path
+    while path.is_symlink():
+        yield (path := Path(os.path.normpath(path.parent.resolve() / path.readlink())))
+    yield path.resolve()
+
+
 def _find_installed(python: Path, top: Path, work: Path) -> str:
     """Return where a run has the folders of the repository that were installed editable, as a path for imports."""
-    pointers = python.parent.parent.glob("lib/python*/site-packages/*.pth")
-    lines = [line for pointer in pointers for line in pointer.read_text(errors="replace").splitlines()]
-    found = [Path(line).resolve() for line in lines if line.startswith("/")]
-    return os.pathsep.join(str(work / path.relative_to(top)) for path in found if path.is_relative_to(top))
+    packages = [*python.parent.parent.glob("lib/python*/site-packages/*")]
+    texts = {path: path.read_text(errors="replace") for path in packages if path.suffix == ".pth"}
+    found = [Path(line) for text in texts.values() for line in text.splitlines() if line.startswith("/")]
+    for path in (path for path in packages if fnmatch(path.name, "__editable___*_finder.py")):  # setuptools'
+        for name, place in _MAPPED.findall((_MAPPING.search(path.read_text(errors="replace")) or [""])[0]):
+            if place.endswith(end := "/" + name.replace(".", "/")):
+                found.append(Path(place.removesuffix(end) or "/"))
+    inside = [at for path in dict.fromkeys(found) if (at := path.resolve()).is_relative_to(top)]
+    return os.pathsep.join(str(work / path.relative_to(top)) for path in inside)
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):

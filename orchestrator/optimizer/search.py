@@ -94,7 +94,7 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     code = "the code" if task.has_tree else (*task.editable, "train.py")[0]
     best = state.parent.source
     bases = {best, *(_get_base(state, result) for result in state.results)}
-    found = {base: list_tunable(get(base), task.is_reported) for base in bases}
+    found = {base: list_tunable(get(base), task.is_reported, task.fixed) for base in bases}
     values = {base: {name: c.value for name, c in constants.items()} for base, constants in found.items()}
     trials = tuple(_list_trials(state, values))
     is_measured = pool_variance(state).squares > 0

@@ -1,6 +1,7 @@
 """Choose the constants of a script that can be searched, and take steps in their spaces. Pure."""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -24,7 +25,7 @@ PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", 
 
 
 @lru_cache(maxsize=512)  # the optimizer asks for all parents in turn
-def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
+def list_tunable(source: str, is_reported: bool = False, fixed: tuple[str, ...] = ()) -> dict[str, Constant]:
     """Return the constants that training reads and whose space holds another value.
 
     Seeds are left out: the orchestrator assigns them. Where the score is a number that the script prints, everything
@@ -35,7 +36,15 @@ def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
         names = (_find_names_computed if is_reported else _find_names_read)(source) if found else names
     words = {name: name.rpartition(":")[2].removeprefix("--").replace("-", "_") for name in found}
     read = {n: c for n, c in found.items() if {words[n], f".{words[n]}"} & names or names & REFLECTION}
-    return {n: c for n, c in read.items() if "seed" not in words[n].lower() and _has_steps(c)}
+    return {n: c for n, c in read.items() if "seed" not in words[n].lower() and words[n] not in fixed and _has_steps(c)}
+
+
+def find_fixed(source: str, command: str) -> tuple[str, ...]:
+    """Return the options whose defaults have no effect, since the command or `set_defaults` sets them."""
+    calls = [node for node in ast.walk(parse_files(source)) if isinstance(node, ast.Call)]
+    keywords = (word.arg for call in calls if get_name(call.func) == "set_defaults" for word in call.keywords)
+    options = (word.replace("-", "_") for word in re.findall(r"(?<![\w-])--([\w-]+)", command))
+    return (*sorted({*options, *filter(None, keywords)}),)
 
 
 def explain_untunable(source: str, script: str) -> str:

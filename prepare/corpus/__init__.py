@@ -68,6 +68,9 @@ def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int 
     _, first = np.unique(hashes, return_index=True)
     chosen = np.full(len(hashes), _DUPLICATE, dtype=np.uint8)
     chosen[first] = splits[first]
+    few = {1, 2}.difference(chosen[first].tolist()) if held_out is None else ()  # such as those of one book
+    for split, at in zip(few, first[chosen[first] == 0], strict=False):
+        chosen[at] = split
     counts = {split: int((chosen == number).sum()) for number, split in enumerate(SPLITS)}
     if missing := [split for split, count in counts.items() if not count]:
         found = f"{len(first)} document{'s' * (len(first) != 1)}"

@@ -45,6 +45,14 @@ def list_hidden() -> frozenset[Path]:
     return frozenset(path.resolve() for path in found if path.is_dir())
 
 
+def list_parts(prefix: Path) -> list[Path]:
+    """Return what a task may read of an interpreter's prefix, perhaps a home: all of it in /usr and of conda's only."""
+    if prefix.is_relative_to("/usr") or (prefix / "conda-meta").is_dir():
+        return [prefix]
+    parts = (*_PARTS, "openssl", *["share"] * (prefix / "pyvenv.cfg").is_file())  # that of ~/.local holds keys
+    return [path for part in parts for path in prefix.glob(part)]
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A program to run, with its whole environment and all inherited descriptors."""
@@ -76,7 +84,7 @@ class Command:
         needed; its folder may hold other files.
         """
         if self.grants == "task":
-            yield from (Path("/usr"), *_PREFIXES)
+            yield from (Path("/usr"), *(path for prefix in _PREFIXES for path in list_parts(prefix)))
         else:
             parts = _PARTS + _DRIVERS * bool(self.nodes)
             prefixes = (*_PREFIXES, Path("/usr"), Path("/usr/local"))

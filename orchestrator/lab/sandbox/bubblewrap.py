@@ -33,8 +33,11 @@ class Bubblewrap:
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own
-        for path in command.list_readable():
-            argv += _bind(path, command.hidden)
+        shown = [*dict.fromkeys(command.list_readable())]
+        whole = {path for path in shown if not path.is_symlink()}
+        for path in shown:
+            if path in whole or whole.isdisjoint(path.parents):  # a link in such a folder is there, and cannot be made
+                argv += _bind(path, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
         argv += ["--remount-ro", "/dev"]
