@@ -1,9 +1,11 @@
 """Run a command: `nightshift`, or `python -m orchestrator`."""
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,40 +28,53 @@ def main() -> None:
 
 def run_interruptible(command: Callable[[], None]) -> None:
     """Run a command; Ctrl-C ends it by SystemExit with code 130, even in the middle of an import or a finalizer."""
-    interrupted, sending = threading.Event(), threading.Event()
+    begun = interrupted = sending = False
+    thread = threading.get_ident()
+
+    def begin() -> None:
+        nonlocal begun
+        begun = True
+        command()
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        while frame:
+        nonlocal interrupted
+        interrupted, inner = True, None  # without a lock: the next Ctrl-C may come in the middle of this
+        while frame and frame.f_code is not run_interruptible.__code__:
             if frame.f_code is report_lost.__code__:  # nothing can be raised out of it either
                 send_again()
                 return
-            frame = frame.f_back
-        raise KeyboardInterrupt
+            inner, frame = frame, frame.f_back
+        if inner and inner.f_code is begin.__code__:
+            raise KeyboardInterrupt
+        if not begun:
+            send_again()  # else it is at its end already
 
     def send_again() -> None:
-        if not sending.is_set():  # a second one could come while Python shuts down, and kill it
-            sending.set()
-            threading.Timer(0.02, send).start()
+        nonlocal sending
+        if not sending:  # a second one could come while Python shuts down, and kill it
+            sending = True
+            _thread.start_new_thread(send, ())  # threading's own would wait for a lock that may be held below
 
     def send() -> None:
-        sending.clear()  # before it: this one may be lost, too
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        nonlocal sending
+        time.sleep(0.02)
+        sending = False  # before it: this one may be lost, too
+        signal.pthread_kill(thread, signal.SIGINT)
 
     def report_lost(lost: Any) -> None:
         if lost.exc_type is KeyboardInterrupt:  # a finalizer was running, out of which nothing can be raised
             send_again()
-        elif not interrupted.is_set():  # else it finds what it closes half closed
+        elif not interrupted:  # else it finds what it closes half closed
             sys.__unraisablehook__(lost)
 
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = report_lost
     try:
-        command()
+        begin()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:  # a library may turn the interrupt into an error of its own
-        if not interrupted.is_set():
+        if not interrupted:
             raise
         sys.stderr.write(f"nightshift: interrupted ({type(error).__name__})\n")
         raise SystemExit(130) from None

@@ -37,6 +37,6 @@ def test_a_script_is_tried_until_its_first_step(tmp_path, source, state, says):
 
     found = check_script(Preflight(Options(script=place / "train.py", unsafe=True), "night", "optuna"))
 
-    assert (found.state, found.subject) == (state, "script")
+    assert (found.state, found.subject) == (state, "script"), found.message
     assert says in found.message
     assert not (place / "sessions").exists()

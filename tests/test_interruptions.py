@@ -88,6 +88,26 @@ def lose_twice():
     sys.setprofile(strike)
     lose_in_finalizer()
 
+def strike_in(name):
+    def strike(frame, event, _):
+        if event == "call" and frame.f_code.co_name == name:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(strike)
+    if name == "signal":
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+def interrupt_at_its_end():
+    strike_in("signal")  # which is about to be called there
+
+def interrupt_twice():
+    strike_in("notify_all")  # while threading holds a lock in the handler
+
+def interrupt_within():
+    strike_in("interrupt")
+
 def turn_into_another_error():
     try:
         signal.raise_signal(signal.SIGINT)
@@ -104,6 +124,9 @@ def fail():
     [
         ("lose_in_finalizer", 130, ""),
         ("lose_twice", 130, ""),
+        ("interrupt_at_its_end", 130, ""),
+        ("interrupt_twice", 130, ""),
+        ("interrupt_within", 130, ""),
         ("turn_into_another_error", 130, "nightshift: interrupted (ValueError)"),
         ("fail", 1, "ValueError: a fault"),
     ],
