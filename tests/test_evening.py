@@ -45,7 +45,7 @@ STYLES = (
     ("key", "mechanic.md", "---\nmodel: m\nturns: 3\n---\n"),
     ("zero", "mechanic.md", "---\nmax_tokens: 0\n---\n"),
     ("huge", "mechanic.md", "---\nmax_tokens: 99999999999\n---\n"),
-    ("division", "researcher.md", PROMPT.format("", "{{ 1 / 0 }}")),
+    ("division", "researcher.md", PROMPT.format("You are it.", "{{ 1 / 0 }}")),
 )
 """Styles that cannot be used: their names, and the file and text of each."""
 WRONG = {
