@@ -360,7 +360,7 @@ class Preflight:
 
     def _describe_session(self) -> str:
         had, has = self.options.venv, self.venv
-        if had not in {None, has}:  # scores by the packages of another would be compared with those that are recorded
+        if had is not None and had != has:  # scores by other packages would be compared with those that are recorded
             before, now = (f"the packages of {at or 'Nightshift itself'}" for at in (had, has))
             raise UsageError(f"earlier runs had {before}, and now they would have {now}: put .venv back as it was")
         if self.session:
