@@ -138,6 +138,18 @@ def test_one_file_travels_as_ever_and_no_candidate_leaves_its_folder(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("path", ["model/notes/x", "model/deep"])
+def test_no_candidate_takes_the_place_of_what_it_may_not_change(tmp_path, path):
+    task = Task(editable=("train.py", "model/*"), protected=("model/notes", "model/deep/*"), command="python train.py")
+    assert task.is_editable(path)
+    tree = ScriptTree(task, others=frozenset({"model/notes", "model/deep/a/b.bin", "README.md"}))
+
+    tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/other/x": "x"}))
+    with pytest.raises(FileExistsError, match=path):
+        tree.lay_out(tmp_path / "bad", join_files({"train.py": "", path: "x"}))
+    assert not (tmp_path / "bad").exists()
+
+
 # Runs
 
 

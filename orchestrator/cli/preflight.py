@@ -179,7 +179,9 @@ class Preflight:
             return TaskFolder(self.task, repo, commit)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
         files = split_files(Repo(script, self.name, python).read_source(commit))
-        return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
+        modules = {path: text for path, text in files.items() if not repo.task.is_editable(path)}
+        there = repo.list_committed() if repo.task.has_tree else []
+        return ScriptTree(repo.task, modules, frozenset(path for path in there if not repo.task.is_editable(path)))
 
     @property
     def venv(self) -> str:

@@ -1,10 +1,12 @@
 """What an examined run sees of its repository: the candidate's files, and the modules that they import."""
 
 import ast
+import errno
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.failures import MachineError
@@ -20,6 +22,8 @@ class ScriptTree:
     task: Task = EXAMINED
     modules: Mapping[str, str] = field(default_factory=dict[str, str])
     """The other Python files beside the script, as git has them, by path."""
+    others: frozenset[str] = frozenset()
+    """All paths that git tracks and no candidate may change."""
 
     @property
     def script(self) -> str:
@@ -37,7 +41,12 @@ class ScriptTree:
 
     def lay_out(self, work: Path, source: str) -> None:
         """Write the files of a candidate's run into its folder. Raises MachineError, OSError."""
-        for name, text in self.select(source).items():
+        files = self.select(source)
+        folders = {str(folder) for other in self.others for folder in PurePosixPath(other).parents}
+        for name in files.keys() - self.others:  # a commit with it would delete what it takes the place of
+            if name in folders or not self.others.isdisjoint(map(str, PurePosixPath(name).parents)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        for name, text in files.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).write_text(text, "utf-8", "surrogateescape")
 
