@@ -35,7 +35,9 @@ CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a 
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-OVERFLOW = re.compile(r"is too (long|large)|too many tokens|context.{0,10}(length|window|size)", re.IGNORECASE)
+OVERFLOW = re.compile(r"is too (long|large)|too many tokens|context.{0,10}(length|window|size|limit)", re.IGNORECASE)
+MOST = re.compile(r"max_tokens\D{1,5}\d+ > ([1-9]\d{,8})\b")
+"""How a model says how many tokens it can write at most."""
 CUT = {"max_tokens", "refusal", "model_context_window_exceeded"}  # stops that may come in the middle of a tool call
 FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)  # of an attempt, by a server or a program
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
@@ -90,6 +92,7 @@ class Claude:
     patience: float = TURN_TIMEOUT
     replaceable: frozenset[tuple[str, str]] = frozenset()  # agent and model for which another takes over, and sooner
     refused: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # models, with the effort
+    most: dict[str, int] = field(default_factory=dict[str, int])  # tokens that a model said it can write
 
     def at_most(self, request: Request) -> float | None:
         """Return the most dollars that the request may cost; None if the price is unknown."""
@@ -164,16 +167,20 @@ class Claude:
         if request.model.startswith(PREFIX):
             return await ask_program(request, self.patience)
         effort = request.effort if (request.model, request.effort) not in self.refused else ""
+        room = min(request.max_tokens, self.most.get(request.model, request.max_tokens))
         try:
             async with (
                 asyncio.timeout(self.patience),
-                self.client.messages.stream(**make_arguments(request, effort)) as stream,
+                self.client.messages.stream(**make_arguments(replace(request, max_tokens=room), effort)) as stream,
             ):
                 message = await _read_message(stream)
         except anthropic.BadRequestError as error:
-            if not effort or not re.search(r"effort|output_config", str(error)):
+            if (found := MOST.search(str(error))) and int(found[1]) < room:
+                self.most[request.model] = int(found[1])
+            elif effort and re.search(r"effort|output_config", str(error)):
+                self.refused.add((request.model, effort))
+            else:
                 raise
-            self.refused.add((request.model, effort))
             return await self._turn(request)
         except TimeoutError:  # a further attempt would take as long, and cost as much
             return replace(Reply.from_error("failed", f"it gave no answer in {self.patience:g} s"), usd=None)

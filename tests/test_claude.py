@@ -352,7 +352,14 @@ def test_a_server_that_is_not_there_is_tried_for_long_and_then_given_up():
     assert max(asking.slept) <= 300
 
 
-@pytest.mark.parametrize("words", ["prompt is too long: 210000 tokens > 200000 maximum", "context length exceeded"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "prompt is too long: 210000 tokens > 200000 maximum",
+        "context length exceeded",
+        "input length and `max_tokens` exceed context limit: 190000 + 16000 > 200000, decrease input length",
+    ],
+)
 def test_a_full_context_is_a_reason_to_stop_of_its_own(words):
     with server(refusal(400, "invalid_request_error", words)) as (url, got):
         reply = Asking(url)()
@@ -379,6 +386,35 @@ def test_a_model_that_knows_no_effort_is_asked_without_it_from_then_on():
         asyncio.run(twice())
 
     assert ["output_config" in one["body"] for one in got] == [True, False, False, True]
+
+
+def test_a_model_that_can_write_less_is_asked_for_what_it_can_from_then_on():
+    def answer(got):
+        if (asked := got["body"]["max_tokens"]) > 400:
+            words = f"max_tokens: {asked} > 400, which is the maximum allowed number of output tokens here"
+            return refusal(400, "invalid_request_error", words)
+        return whole()
+
+    with server(answer) as (url, got):
+        asking = Asking(url)
+
+        async def thrice():
+            async with asking.claude.client:
+                for most in (500, 1000, 300):
+                    reply = await asking.claude.reply(request(max_tokens=most), asking.told)
+                    assert reply.stop_reason == "end_turn"
+
+        asyncio.run(thrice())
+
+    assert [one["body"]["max_tokens"] for one in got] == [500, 400, 400, 300]
+    assert not asking.slept
+
+
+@pytest.mark.parametrize("words", ["max_tokens: 500 > 500", "max_tokens: 500 > 0", f"max_tokens: 500 > {'9' * 5000}"])
+def test_a_server_that_refuses_what_it_allows_is_not_asked_for_ever(words):
+    with server(refusal(400, "invalid_request_error", words)) as (url, got):
+        assert Asking(url)().stop_reason == "failed"
+    assert len(got) == 1
 
 
 def test_no_key_is_in_what_we_keep_even_if_the_server_echoes_it():
