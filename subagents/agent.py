@@ -202,10 +202,12 @@ class _Conversation(Generic[T]):
     async def run_calls(self, reply: Reply, environment: Environment) -> T | None:
         """Run the calls of a message in order; return the answer if one of them submits it."""
         results: list[Json] = []
-        failed = ""
+        failed, answers = "", [call.input for call in reply.calls if call.name == SUBMIT]
+        if several := any(answer != answers[0] for answer in answers):
+            self.count_bad_answer("it handed in several answers in one message")
         for call in sorted(reply.calls, key=lambda call: call.name == SUBMIT):  # the answer ends the conversation
             try:
-                if call.name == SUBMIT:
+                if call.name == SUBMIT and not several:
                     return await self.check_answer(call, failed)
                 is_full = sum(len(each["content"]) for each in results) > MOST_RESULTS
                 result = TOO_MUCH if is_full else await self.use_tool(call, environment)
@@ -223,6 +225,8 @@ class _Conversation(Generic[T]):
 
     async def use_tool(self, call: ToolCall, environment: Environment) -> ToolResult:
         tools = {tool.name: tool for tool in self.agent.tools}
+        if call.name == SUBMIT:
+            raise ToolError(f"Not handed in: call `{SUBMIT}` once, with everything in it.")
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
             raise ToolError(f"No tool is called {call.name!r}; the tools are {names}.")

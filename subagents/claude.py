@@ -36,8 +36,8 @@ TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"is too (long|large)|too many tokens|context.{0,10}(length|window|size|limit)", re.IGNORECASE)
-MOST = re.compile(r"max_tokens\D{1,5}\d+ > ([1-9]\d{,8})\b")
-"""How a model says how many tokens it can write at most."""
+MOST = re.compile(r"max_tokens\b.{,80}?(?:> |at most |\[\d, )([1-9]\d{,8})\b", re.DOTALL)
+"""How a server says how many tokens a model can write at most."""
 CUT = {"max_tokens", "refusal", "model_context_window_exceeded"}  # stops that may come in the middle of a tool call
 FAILURES = (anthropic.AnthropicError, httpx2.HTTPError, OSError)  # of an attempt, by a server or a program
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
@@ -97,7 +97,12 @@ class Claude:
     def at_most(self, request: Request) -> float | None:
         """Return the most dollars that the request may cost; None if the price is unknown."""
         characters = len(request.system) + len(json.dumps([request.tools, request.messages]))
-        return prices.estimate_most(request.model, characters, request.max_tokens)
+        return prices.estimate_most(request.model, characters, self._limit(request).max_tokens)
+
+    def _limit(self, request: Request) -> Request:
+        """Return the request with no more tokens than its model said it can write."""
+        most = self.most.get(request.model, request.max_tokens)
+        return replace(request, max_tokens=min(request.max_tokens, most))
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         """Return the model's message, or a reply that states the error; retry transient failures.
@@ -167,15 +172,15 @@ class Claude:
         if request.model.startswith(PREFIX):
             return await ask_program(request, self.patience)
         effort = request.effort if (request.model, request.effort) not in self.refused else ""
-        room = min(request.max_tokens, self.most.get(request.model, request.max_tokens))
+        request = self._limit(request)
         try:
             async with (
                 asyncio.timeout(self.patience),
-                self.client.messages.stream(**make_arguments(replace(request, max_tokens=room), effort)) as stream,
+                self.client.messages.stream(**make_arguments(request, effort)) as stream,
             ):
                 message = await _read_message(stream)
         except anthropic.BadRequestError as error:
-            if (found := MOST.search(str(error))) and int(found[1]) < room:
+            if (found := MOST.search(str(error))) and int(found[1]) < request.max_tokens:
                 self.most[request.model] = int(found[1])
             elif effort and re.search(r"effort|output_config", str(error)):
                 self.refused.add((request.model, effort))

@@ -25,7 +25,7 @@ class Edited(BaseModel):
     impossible: str = Field(default="", max_length=400)
     """Only if the instructions cannot be carried out: why. The proposal is then abandoned."""
 
-    @field_validator("impossible")
+    @field_validator("deviations", "impossible")
     @classmethod
     def _read_empty(cls, words: str) -> str:
         """Return what a smaller model writes into a field that it would rather leave empty as an empty text."""

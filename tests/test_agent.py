@@ -110,6 +110,17 @@ def test_an_answer_counts_once_the_calls_behind_it_have_run():
     assert world.used == ["fail"]
 
 
+def test_of_several_answers_in_a_message_none_is_dropped_without_a_word():
+    world, answer = asked(says(call("submit", "1", total=1), call("submit", "2", total=2)), ANSWER)
+    assert answer.total == 3
+    assert world.heard() == ["Not handed in: call `submit` once, with everything in it."] * 2
+
+    _, answer = asked(says(call("submit", "1", total=1), call("submit", "2", total=1)))
+    assert answer.total == 1
+    world, _ = failed(*[says(call("submit", "1", total=1), call("submit", "2", total=2))] * 9)
+    assert len(world.requests) == MAX_BAD_ANSWERS + 1
+
+
 def test_the_results_of_a_message_are_bounded_together():
     world, _ = asked(says(*[call("fail", str(i), why="x" * 20_000) for i in range(50)]), ANSWER)
 

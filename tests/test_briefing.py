@@ -232,6 +232,34 @@ def test_a_keep_adds_its_change_to_a_train_py_that_stays():
     assert 1 < len(bases) < len(kept), "it begins anew only now and then"
 
 
+def test_changes_are_told_in_the_order_in_which_each_is_made_on_the_other():
+    log = synthetic.log(150)
+    state = log.state
+    lineage = [number for number in state.parents if number][:2]
+    first, second = (next(i for i, r in enumerate(state.results) if r.experiment == number) for number in lineage)
+    results = list(state.results)
+    results[first], results[second] = results[second], results[first]  # which had its post-mortem first
+    parents = {number: state.parents[number] for number in (0, *lineage)}
+    best = replace(state.incumbent, experiment=lineage[1])
+    state = replace(state, parents=parents, incumbent=best)
+
+    ours, swapped = (
+        briefing.show_source(one, log.get(state.parent.source), log.get)
+        for one in (state, replace(state, results=tuple(results)))
+    )
+
+    assert ours["changes"]
+    assert apply_changes(ours) == log.get(state.parent.source).rstrip("\n")
+    assert (swapped["base"], swapped["changes"]) == (log.get(state.parent.source).rstrip("\n"), "")
+
+
+def test_a_constant_of_any_length_leaves_room_for_the_others():
+    source = SOURCE + "TABLE = (" + "1, " * 70_000 + ")\nLAST_ONE = 3\n"
+    facts = briefing.brief_researcher(synthetic.log(5).state, 1, 1, source)
+    assert "- LAST_ONE = 3" in facts["constants"]
+    assert "- MATRIX_LR = " in facts["constants"]
+
+
 def apply_changes(shown):
     """The train.py that a base and the changes after it make."""
     lines = shown["base"].splitlines()
@@ -304,7 +332,7 @@ def test_near_misses_are_discarded_gains_the_best_last(night):
 
     assert gains == sorted(gains)
     assert gains
-    later = replace(night, notebook=BOOK, consolidated=len(night.tried))
+    later = replace(night, notebook=BOOK, consolidated=len(night.tried), noted=len(night.tried))
     assert briefing.brief_researcher(later, night.next, 1, SOURCE)["near_misses"] == "", "a consolidation has seen them"
     assert briefing.brief_researcher(replace(later, notebook=None), night.next, 1, SOURCE)["near_misses"] != ""
 

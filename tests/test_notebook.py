@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.agents.briefing import brief_researcher, describe_notebook
 from orchestrator.agents.crew import ClaudeCrew
-from orchestrator.core.events import Notebook, Noted, Proposed, Record
+from orchestrator.agents.researcher import find_notebook_fault, make_note
+from orchestrator.core.events import Abandoned, Notebook, Noted, Proposed, Record
 from orchestrator.core.state import apply
 from orchestrator.loop import perform
 from orchestrator.policy import thresholds as th
@@ -232,6 +233,69 @@ def test_what_ends_while_the_notebook_is_rewritten_is_still_to_be_read():
     assert unread["near_misses"]
     old = add(late, noted[0].model_copy(update={"told": None, "drafts": None}))
     assert (old.consolidated, old.noted, old.shelved) == (28, 28, ()), "as it was before that was recorded"
+
+
+def test_what_was_to_be_consolidated_is_told_on_when_there_was_no_answer():
+    state = add(make_state(60), Noted(notebook=BOOK, told=5))
+    failed = add(state, Noted(notebook=None, reason="20 experiments have ended", told=60))
+
+    assert (failed.consolidated, failed.noted) == (60, 5)
+    for name in ("near_misses", "older_lessons"):
+        told, still = (brief_researcher(one, one.next, 1, "")[name].splitlines() for one in (state, failed))
+        assert told[-1:] == still[-1:] != [], name
+
+
+def test_after_a_consolidation_the_researcher_is_told_what_came_of_the_runs_meanwhile():
+    early, late = make_state(20), make_state(28)
+    rule = th.KEEP_RULE.model_copy(update={"chronological": True})
+    early, late = (replace(one, started=one.session.model_copy(update={"rule": rule})) for one in (early, late))
+    log = synthetic.log(28)
+    log.state = early
+
+    async def append(task_id, *events, last=False):
+        log.state = add(late, *events)
+
+    log.append = append
+    draft = synthetic.proposal(random.Random(1), settings={}, direction=None, family="MLP").model_dump()
+    draft = {name: value for name, value in draft.items() if name not in ("author", "reverts", "settings", "direction")}
+    world = FakeWorld([says(call("submit", **BOOK.model_dump())), says(call("submit", proposals=[draft]))])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    asyncio.run(crew.propose(early, Propose(early.next, 1, 0)))
+
+    assert f"experiment {late.best} " in world.openings[1]
+    assert f"#{late.tried[-1].experiment} " in world.openings[1]
+
+
+def test_drafts_that_were_not_shown_outlive_a_rewriting():
+    drafts = [synthetic.proposal(random.Random(i), title=f"Draft {i}", hypothesis="x" * 190) for i in range(7)]
+    state = replace(make_state(5), shelved=tuple(drafts))
+
+    told = describe_notebook(state)
+    later = add(state, make_note(state, BOOK))
+
+    assert "Draft 0" in told
+    assert f"({len(later.shelved)} later ones, to be shown after" in told
+    assert 0 < len(later.shelved) < 7
+    assert all((f"Draft {i}" in told) != (draft in later.shelved) for i, draft in enumerate(drafts))
+
+
+def test_an_idea_that_an_outage_ended_is_not_forgotten():
+    state = make_state(5)
+    idea = synthetic.proposal(random.Random(1), title="A precious idea", author="researcher")
+    number = state.next
+
+    state = add(state, Proposed(experiment=number, proposal=idea))
+    assert not add(state, Abandoned(experiment=number, reason="no")).shelved
+    assert "A precious idea" in describe_notebook(add(state, Abandoned(experiment=number, reason="no", outage=True)))
+
+
+def test_an_empty_notebook_forgets_nothing():
+    empty = Notebook(beliefs=(), questions=(), ideas=())
+    assert find_notebook_fault(make_state(5), empty)
+    assert not find_notebook_fault(make_state(0), empty)
+    book = empty.model_copy(update={"beliefs": ("Experiment 7 of calm-fox: depth 2 is better.",)})
+    assert not find_notebook_fault(make_state(5), book)
 
 
 def test_a_consolidation_that_has_cost_enough_is_followed_by_no_further_conversation():

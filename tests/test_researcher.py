@@ -10,6 +10,8 @@ import pytest
 
 from orchestrator.agents import briefing, researcher
 from orchestrator.core.events import Notebook, Proposal
+from orchestrator.core.task import Task
+from prepare.tree import join_files, split_files
 from subagents.agent import ask
 from subagents.prompts import load_prompts
 from subagents.tools import RESULT_BYTES, ToolCall, unquote
@@ -257,6 +259,27 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     assert not researcher.is_step_measurable(timed), "it would take time from a run, whatever the best reports"
     assert "costs 2e+11 units of work: the budget allows 50" in briefing.brief_researcher(state, 1, 1, SOURCE)["step"]
     assert not briefing.brief_researcher(LOG.state, 1, 1, SOURCE)["step"]
+
+
+def test_a_step_of_several_files_is_measured_with_the_edits_in_their_places():
+    seen = []
+
+    async def meter(source):
+        seen.append(split_files(source))
+        return {"step/calls": (1e11,)}
+
+    files = {"train.py": "import model.net\nDEPTH = 4\n", "model/net.py": "WIDTH = 64\nHEADS = 4\n"}
+    task = Task(editable=("train.py", "model/*.py"))
+    state = replace(LOG.state, incumbent=None, started=LOG.state.session.model_copy(update={"task": task}))
+    tool = researcher.make_tools(state, join_files(files), LOG.get, str, str, meter)[-1]
+
+    def ask_for(**given):
+        return asyncio.run(tool.run(ToolCall("1", "profile_step", given)))
+
+    found = ask_for(settings={"DEPTH": 6}, edits={"WIDTH = 64": "WIDTH = 128  # wide"})
+    assert not found.is_error, found.text
+    assert seen == [{"train.py": "import model.net\nDEPTH = 6\n", "model/net.py": "WIDTH = 128  # wide\nHEADS = 4\n"}]
+    assert "occurs in " in ask_for(settings={}, edits={" = 4\n": " = 5\n"}).text
 
 
 def test_the_tools_are_the_same_before_the_baseline_is_measured():

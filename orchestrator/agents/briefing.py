@@ -44,6 +44,7 @@ PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250  # tokens of the notebook, and of the drafts that came after it
 BEFORE = {"branch": "included", "lessons": "older_lessons", "recent": "table"}
 """Facts that prompts of older sessions ask for, by the names of what stands in their place today."""
+DECLARED = 200  # characters of a constant
 QUOTATION = 450  # characters of a reason: all that a mechanic may say of why something is impossible
 
 
@@ -83,9 +84,10 @@ def brief_researcher(
     """
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
     known = state.tried if state.notebook else ()  # consolidated in part, or read by the notebook's author
-    seen, read = ({result.experiment for result in known[:end]} for end in (state.consolidated, state.noted))
+    seen, read = ({result.experiment for result in known[:end]} for end in (_count_consolidated(state), state.noted))
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
-    declared, visible = list_declarations(source), {line.partition(" ")[0] for line in lines[:shown]}
+    declared = [shorten(row, DECLARED) for row in list_declarations(source)]
+    visible = {line.partition(" ")[0] for line in lines[:shown]}
     settled = _tell_settled(state, {})
     tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
@@ -140,7 +142,7 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     while len(rows) > 2 * BLOCK and sum(map(len, rows)) > room:
         start, rows = start + BLOCK, rows[BLOCK:]
     numbers = [result.experiment for result in settled]
-    unseen = settled[state.consolidated if state.notebook else 0 : start]
+    unseen = settled[_count_consolidated(state) if state.notebook else 0 : start]
     taught = [r for r in unseen if r.status not in UNTESTED and r.postmortem and r.postmortem.implemented != "no"]
     clear = [r for r in taught if r.postmortem and r.postmortem.verdict != "inconclusive"] or taught  # worth most
     promoted = state.parents.keys() - {0, *changes}
@@ -174,14 +176,28 @@ def show_source(state: State, source: str, read: Callable[[ev.Digest], str]) -> 
         changes[commit.experiment] = diff(old, new, context=1)
         if sum(map(len, changes.values())) > CHANGES * CHARACTERS:
             base, changes = new, {}
-    if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
-        base, changes = texts[-1], {}
+    is_long = len(texts[-1]) > SOURCE * CHARACTERS  # the researcher is shown its beginning, and the rest by a tool
+    if is_long or [result.experiment for result in state.judged if result.experiment in changes] != [*changes]:
+        base, changes = texts[-1], {}  # with slots, a later change may be told before one that it is made on
     return {"base": base.rstrip("\n"), **_tell_settled(state, changes)}
 
 
 def describe_notebook(state: State) -> str:
     """Return the notebook and the drafts that came after it; empty while there is neither."""
-    return WORDS.notebook(state.notebook, _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)).strip()
+    shown = list_drafts(state)
+    rows, left = [f"- {WORDS.draft(draft)}" for draft in shown], len(state.shelved) - len(shown)
+    return WORDS.notebook(state.notebook, "\n".join([*rows, *[f"- {WORDS.later(left)}"] * bool(left)])).strip()
+
+
+def list_drafts(state: State) -> Sequence[ev.Proposal]:
+    """Return the drafts that the author of the notebook is shown, the first ones; the others have to wait."""
+    rows = (f"- {WORDS.draft(draft)}" for draft in state.shelved)
+    return state.shelved[: count_fitting(rows, int(DRAFTS * CHARACTERS) - 80, extra=1)]
+
+
+def _count_consolidated(state: State) -> int:
+    """Return how many closed experiments are in the notebook: a consolidation may have been without an answer."""
+    return min(state.consolidated, state.noted)
 
 
 def _list_scores(state: State) -> Sequence[ev.Scored]:

@@ -20,7 +20,7 @@ from subagents import PromptError, mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
 from subagents.files import EditedFiles
 from subagents.prompts import Prompt
-from subagents.tools import Tool, find_overlong
+from subagents.tools import find_overlong
 
 SUGGESTIONS = 3  # suggestions of the optimizer in the briefing of a centaur crew
 
@@ -67,12 +67,13 @@ class ClaudeCrew:
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
             state = self.log.state if state.session.rule.chronological else state
+        if reason := explain_consolidation(state):
+            noted = await self._consolidate(state, step, reason)
+            state = self.log.state if state.session.rule.chronological else noted
+        if cap := (seconds or reason) and (explain_cap(self.log.state, step.first) or self.log.state.stopping):
+            raise NoAnswer(cap)
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
         tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
-        if reason := explain_consolidation(state):
-            state = await self._consolidate(state, step, tools, reason)
-            if cap := explain_cap(self.log.state, step.first) or self.log.state.stopping:
-                raise NoAnswer(cap)
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
@@ -82,12 +83,13 @@ class ClaudeCrew:
         own, sign = {"author": "researcher", "reverts": None, "combines": ()}, state.session.task.metric.sign
         return [d.model_copy(update={**own, "expected_delta": sign * d.expected_delta}) for d in answer.proposals]
 
-    async def _consolidate(self, state: State, step: Propose, tools: Sequence[Tool], reason: str) -> State:
+    async def _consolidate(self, state: State, step: Propose, reason: str) -> State:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""
         prompt, source, notebook = self.prompts["notebook"], self.log.get(state.parent.source), None
         facts = briefing.brief_researcher(replace(state, notebook=None), step.first, 1, source)
         facts |= briefing.show_source(state, source, self.log.get)
         facts |= {"notebook": briefing.describe_notebook(state), "reason": reason}
+        tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
             notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))

@@ -8,12 +8,13 @@ from typing import Annotated, cast, get_args
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, parse_value
+from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, Started, parse_value
 from orchestrator.core.state import UNTESTED, FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
 from prepare.command import UserError
 from prepare.constants import UnknownConstantError, Value, is_plain, read_values, with_constants
+from prepare.tree import join_files, split_files
 from subagents.agent import Agent
 from subagents.files import MAX_STARTS, EditedFiles, number_page
 from subagents.logs import quote
@@ -57,7 +58,7 @@ class Proposals(BaseModel):
 
 def make_note(state: State, notebook: Notebook | None, reason: str = "") -> Noted:
     """Return the event of a notebook whose author was told of this state."""
-    drafts = tuple(draft.title for draft in state.shelved)
+    drafts = tuple(draft.title for draft in briefing.list_drafts(state))
     return Noted(notebook=notebook, reason=reason, told=len(state.tried), drafts=drafts)
 
 
@@ -87,12 +88,15 @@ def make_agent(
 
 def find_notebook_fault(state: State, notebook: Notebook) -> str:
     """Return why a notebook cannot be taken over: too long, or a belief without evidence; empty if it can."""
+    entries = (*notebook.beliefs, *notebook.questions, *notebook.ideas)
+    if not entries and state.tried:
+        return "it is empty, and what is not in it is forgotten"
     if (size := len(briefing.WORDS.notebook(notebook))) > briefing.NOTEBOOK * briefing.CHARACTERS:
         return f"it has {size:,} characters, and {briefing.NOTEBOOK * briefing.CHARACTERS:,.0f} fit: shorten it"
     tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
         named = {int(number) for number in re.findall(r"#(\d+)", belief)}
-        measured = named & tested or re.search(r"experiments? \d[\d, and]* of ", belief)
+        measured = named & tested or re.search(r"experiments? \d[\d, and]* of ", belief, re.IGNORECASE)
         if (unknown := named - tested - state.open.keys()) or not measured:  # what is under way may be named, too
             without = "it names no experiment, such as #3 or experiment 7 of another night"
             fault = f"#{min(unknown or named)} has measured nothing" if named else without
@@ -147,7 +151,7 @@ def make_tools(
     known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
     tools = [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]
     if is_step_measurable(state):
-        tools.append(_make_profiler(source, state.session.profile.budget, meter))
+        tools.append(_make_profiler(source, state.session, meter))
     return tools
 
 
@@ -158,7 +162,7 @@ def is_step_measurable(state: State) -> bool:
     return is_work and (not best or "step/calls" in best.scores[0].telemetry)
 
 
-def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
+def _make_profiler(source: str, session: Started, meter: StepMeter | None) -> Tool:
     """Return the tool that measures a step of a draft of the source, of a few before each proposal."""
     measured = count(1)
 
@@ -171,8 +175,13 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
         `settings` give constants other values, `edits` replace passages that occur once.
         """
         edited = EditedFiles({"train.py": source})
+        if session.task.has_tree:
+            edited = EditedFiles(split_files(source), join=join_files)
         for old, new in edits.items():
-            edited.replace("train.py", old, new)
+            places = [path for path, text in edited.files.items() if old in text]
+            if len(places) > 1:
+                raise ToolError(f"{quote(old)} occurs in {', '.join(places)}. Include more of the text around it.")
+            edited.replace((*places, *edited.files)[0], old, new)
         try:
             draft = with_constants(edited.text, settings)
         except UnknownConstantError as error:
@@ -185,7 +194,7 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
         found = await meter(draft) if meter else "the runs are on a cluster"
         if isinstance(found, str) or not found:
             raise ToolError(f"No step could be measured: {quote(str(found or 'it is not known why'))}")
-        return briefing.WORDS.cost(found, budget).strip()
+        return briefing.WORDS.cost(found, session.profile.budget).strip()
 
     return Tool.from_function(profile_step, pure=False)
 

@@ -507,6 +507,8 @@ def _dismiss(state: State, verdict: ev.Refused | ev.Abandoned | ev.Vetoed, stage
     if not isinstance(verdict, ev.Vetoed) and number not in state.grants and not proposal.combines:
         state = replace(state, fruitless=state.fruitless + 1, setback=verdict.reason)
     state = replace(state, waiting={task: value for task, value in state.waiting.items() if task != task_id})
+    if getattr(verdict, "outage", False) and proposal.author == "researcher":  # it may have left the notebook for it
+        state = replace(state, shelved=(*state.shelved, proposal))
     best, task = state.best, state.session.task
     return _close(state, Decided(number, proposal, verdict, (), stage.commit, None, None, best, task=task))
 
