@@ -122,12 +122,12 @@ class FakeLab:
 
     async def commit(self, experiment, parent, source, message):
         await asyncio.sleep(0.01)
-        return compute_digest(f"{experiment}{parent}{source}{message}") * 2
+        return compute_digest(f"{experiment}{parent}{source}{message}") + "0" * 24
 
     async def promote(self, experiment, parent, source, message):
         await asyncio.sleep(0.01)
         self.promoted.append(experiment)
-        return compute_digest(f"{parent}{source}{message}") * 2
+        return compute_digest(f"{parent}{source}{message}") + "0" * 24
 
     async def train(self, granted, source):
         self.trained.append((granted.experiment, granted.run))

@@ -151,7 +151,8 @@ def _experiment(number, base, best, gain, luck, talk):
         return
     text = source(number)
     names = {"source": compute_digest(text), "fingerprint": compute_fingerprint(text)}
-    commit = ev.Committed(experiment=number, commit=compute_digest(text) * 2, parent=base, added=3, removed=2, **names)
+    names["commit"] = f"{compute_digest(text):0<40}"
+    commit = ev.Committed(experiment=number, parent=base, added=3, removed=2, **names)
     yield f"implement {number}", commit
     yield f"train {number}.1", _granted(number, 1)
     if _fate(number) == "crashed":

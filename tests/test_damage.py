@@ -205,6 +205,21 @@ def test_what_is_sound_of_a_damaged_file_is_read_when_asked(tmp_path):
     assert "<html" in (tmp_path / "saved/report.html").read_text()
 
 
+@pytest.mark.parametrize("kind", ["started", "fitted", "committed", "promoted"])
+@pytest.mark.parametrize(
+    "name", ["HEAD", "--output=x", "0" * 40 + "\n", "HEAD\ncommit refs/heads/main\n# -g" + "0" * 40]
+)
+def test_nothing_but_a_hash_names_a_commit(kind, name, tmp_path):
+    """It goes into git's command lines, and into the stream of its fast-import, which has lines of its own."""
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("update events set body = json_set(body, '$.commit', ?) where kind = ?", (name, kind))
+        db.commit()
+    code, _, err = run("replay", str(path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is damaged: event" in err
+
+
 @pytest.mark.parametrize(("field", "value"), [("$.rule.later", True), ("$.kind", "later"), ("$.slots", 10**9)])
 def test_a_session_whose_first_event_cannot_be_read_is_not_to_be_deleted(field, value, tmp_path):
     path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "mailed.db"))

@@ -40,7 +40,7 @@ from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.schedule import find_due
 
 SIGMA = 0.008
-MADE = ev.Committed(experiment=1, commit="", parent=0, source="", fingerprint="", added=0, removed=0)
+MADE = ev.Committed(experiment=1, commit="c" * 40, parent=0, source="", fingerprint="", added=0, removed=0)
 
 
 def score(value: float, seed: int = 0) -> ev.Scored:

@@ -19,6 +19,8 @@ from prepare.constants import Value
 VERSION = 2  # of the event format: a session of a newer version is refused; older ones always load
 
 Digest = str  # name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256
+CommitHash = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+"""No other name is given to git, which would read it as an option, a ref or the lines of a stream: files are mailed."""
 
 Family = Literal[
     "attention", "MLP", "optimizer", "schedule", "batch", "size", "init", "regularisation", "simplification", "other"
@@ -250,7 +252,7 @@ class Origin(Frozen):
 
     session: str
     experiment: int
-    commit: str  # the commit of it, which the repository may not have
+    commit: CommitHash  # the commit of it, which the repository may not have
     source: Digest  # the baseline's train.py as it is trained here
 
 
@@ -270,7 +272,7 @@ class Started(SessionSettings, BaseEvent, kind="started"):
     version: int = VERSION
     slots: int = Field(default=1, le=100_000)  # they are listed
     seed: int  # seed that all other seeds are drawn from
-    commit: str
+    commit: CommitHash
     folder: str = ""  # of the script, in its repository; empty where it was not recorded
     profile: SessionProfile
     versions: dict[str, str]
@@ -323,7 +325,7 @@ class Ended(BaseEvent, kind="ended"):
 class BaselineCommitted(BaseEvent, kind="fitted"):
     """The baseline: train.py with its constants fitted to the profile."""
 
-    commit: str
+    commit: CommitHash
     source: Digest
     fingerprint: Digest
 
@@ -376,7 +378,7 @@ class Vetoed(ExperimentEvent, kind="vetoed"):
 class Committed(ExperimentEvent, kind="committed"):
     """A candidate: an edited train.py, kept under a ref of its own."""
 
-    commit: str
+    commit: CommitHash
     parent: Annotated[int, _rename("base", "parent")]
     source: Digest
     fingerprint: Digest  # digest of the syntax tree: comments and layout do not count
@@ -598,7 +600,7 @@ class Certified(ExperimentEvent, kind="certified"):
 class Promoted(ExperimentEvent, kind="promoted"):
     """The research branch was advanced to the kept candidate."""
 
-    commit: str
+    commit: CommitHash
 
 
 class Reflected(ExperimentEvent, kind="reflected"):
