@@ -382,14 +382,23 @@ def test_a_time_of_which_no_date_can_be_made_is_told_in_a_line(words, at, tmp_pa
     assert "event 25" in err
 
 
-@pytest.mark.parametrize("words", STARTERS)
-def test_a_text_that_is_missing_is_told_in_a_line(words, tmp_path):
+@pytest.mark.parametrize("words", [*STARTERS, ["replay", "--verify"]])
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("delete from texts", "is missing"),
+        ("update texts set body = (select body from texts order by rowid desc limit 1)", "is another text"),
+    ],
+)
+def test_a_text_that_is_missing_or_another_is_told_in_a_line(statement, said, words, tmp_path):
     (tmp_path / "s/night").mkdir(parents=True)
     path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "s/night/session.db"))
-    script("delete from texts")(path)
+    script(statement)(path)
     code, _, err = run(words[0], str(path), *words[1:])
     assert (code, err.count("\n")) == (2, 1)
-    assert "is missing" in err
+    assert said in err
+    code, out, _ = run("replay", str(path), "--show", "8", "--salvage")
+    assert code == 0, out
 
 
 def test_a_report_replaces_no_folder_of_another(tmp_path):

@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import closing
 
 import pytest
 
 from orchestrator.core import events as ev
+from orchestrator.core.source import compute_digest
 from orchestrator.session.store import MAX_BYTES, SCHEMA, Session, SessionError
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
@@ -111,6 +113,18 @@ def test_what_was_read_before_is_not_taken_for_a_part_of_another_fork(session):
             assert read.records == shorter.records
         with closing(Session(session.path, read_only=True, known=longer)) as read:
             assert read.records == session.records
+
+
+def test_a_fork_reads_its_own_texts_where_its_parents_file_has_others_of_their_names(session):
+    session.db.execute("insert into texts values (?, ?)", (compute_digest("mine"), zlib.compress(b"theirs")))
+    session.db.commit()
+    with closing(session.fork(session.path.with_name("fork.db"), 1)) as fork:
+        fork.put("mine")
+        fork.write("", ev.GuidanceChanged(text="x"))
+    with closing(Session(fork.path, read_only=True)) as read:
+        assert read.get(compute_digest("mine")) == "mine"
+    with pytest.raises(SessionError, match="it is another text"):
+        session.get(compute_digest("mine"))
 
 
 async def test_what_cannot_be_written_anew_replaces_nothing(session):

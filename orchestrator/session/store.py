@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, Started, parse_event
+from orchestrator.core.source import compute_digest
 from orchestrator.core.text import flatten, make_printable, shorten
 from orchestrator.ports import Log
 from prepare.command import UserError
@@ -150,6 +151,8 @@ class Session(Log):
             raise SessionError(f"the text {name} is damaged: {error}") from error
         if not stream.eof:
             raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
+        if compute_digest(text) != name:
+            raise SessionError(f"the text {name} is damaged: it is another text, of another name")
         return text
 
     def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] = ()) -> None:
@@ -258,8 +261,9 @@ def read_start(path: Path) -> Started:
 def _write_rows(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:
     """Write records and compressed texts in one transaction."""
     rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
+    over = "on conflict (digest) do update set body = excluded.body where body is not excluded.body"  # it was damaged
     with db:
-        db.executemany("insert or ignore into texts values (?, ?)", texts.items())
+        db.executemany(f"insert into texts values (?, ?) {over}", texts.items())
         db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
 
 
