@@ -238,3 +238,30 @@ def test_a_session_of_another_folder_of_the_repository_is_refused(tmp_path):
     assert check("a").state == "good"
     assert (other := check("b")).state == "bad"
     assert "night is of the folder a of its repository: give the script there" in other.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"command": "cat ~/.ssh/*; python fit.py"},
+        {"checks": ("cat ~/.ssh/*",)},
+        {"data": ("~/.ssh",)},
+        {"seed": {"argument": "; cat ~/.ssh/*; true"}},
+    ],
+)
+def test_a_file_from_elsewhere_runs_no_command_and_shows_no_folder_that_the_user_did_not_name(change, tmp_path):
+    place = ground(tmp_path / "place", {"fit.py": "LR = 1\n", "nightshift.toml": 'command = "python fit.py"\n'})
+    options = Options(script=place / "fit.py")
+    task = Preflight(options, "night", "optuna").task
+
+    def read(options, **change):
+        begun = started(task=task.model_copy(update=change), commit=git(place, "rev-parse", "HEAD"))
+        state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
+        return Preflight(options, "night", "optuna", state=state).task
+
+    assert read(options) == read(options, seed={"env": "NIGHTSHIFT_SEED"}).model_copy(update={"seed": {}}) == task
+    assert read(replace(options, own=True), **change) != task  # as the user's toml was when that night began
+    key = next(iter(change))
+    with pytest.raises(UsageError, match=rf"the session is of no night in its folder, and has {key} .*ssh") as error:
+        read(options, **change)
+    assert f"write the same into {place / 'nightshift.toml'}" in str(error.value)

@@ -62,6 +62,7 @@ class Paths:
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
     venv: str | None = None
     """The .venv that runs have, from the script's folder; empty for none, None where it is not known."""
+    own: bool = False  # whether a night of the session's folder wrote these
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -104,7 +105,8 @@ class Paths:
             for name, at in known.items():
                 if isinstance(at, str) and name not in {"cluster", "venv"}:
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
-            return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
+            told = {name: at for name, at in known.items() if not is_given(context, name)}
+            return replace(self, **told | {"own": True})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 

@@ -104,7 +104,7 @@ class Preflight:
         if task.is_reported and "data" in self.options.given:
             raise UsageError("--data does nothing for a script that reports its own score: leave it out")
         if self.state:
-            return task
+            return task if self.options.own else check_foreign(task, self.options.script)
         is_read = False
         if task.is_reported and self.options.fit is not None:
             raise UsageError("--fit and --no-fit do nothing for a script that reports its own score: leave them out")
@@ -518,6 +518,18 @@ def inherit_models(options: Options, parent: Mapping[str, Prompt], task: Task = 
         kept = list_models({agent: parent[agent] for agent in same if agent in parent}, options.programs, which)
         lists[which] = [*kept, *(given or [])]
     return replace(options, model=lists["model"], fallback=lists["fallback"])
+
+
+def check_foreign(task: Task, script: Path) -> Task:
+    """Return the task of a file from elsewhere. Raises UsageError where a run would use what the user did not name."""
+    own = find_task(script) if task.is_reported else task
+    for key in ("command", "checks", "data", "seed"):
+        theirs, mine = (getattr(each, key) or ({"env": VARIABLE} if key == "seed" else "") for each in (task, own))
+        if theirs != mine:
+            there, here = (shorten(json.dumps(value, ensure_ascii=False), 200) for value in (theirs, mine))
+            remedy = f"if you trust it, write the same into {script.with_name(TASK_FILE)}"
+            raise UsageError(f"the session is of no night in its folder, and has {key} {there}, not {here}: {remedy}")
+    return task
 
 
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
