@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight, inherit_models, list_models, load_style
-from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
+from orchestrator.core.events import Forked, ModelReplied, Record, SessionLimits, SessionSettings, Tokens
 from orchestrator.loop import run
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live
@@ -27,6 +27,7 @@ from subagents.cli_model import ask_program, read_reply, write_command
 from tests.fakes import started
 from tests.test_claude import Asking
 from tests.test_crew import Lab, kinds, make_crew
+from tests.test_damage import run as command
 from tests.test_outages import played
 from tests.workplace import ROOT
 
@@ -399,3 +400,19 @@ def test_a_fork_replaces_no_program_by_another_model_unasked():
     with pytest.raises(UsageError, match=r"fork it with a --model \(cli:theirs\)"):
         inherit_models(Options(), parent)
     assert "mechanic=cli:theirs" not in inherit_models(Options(model=["x"]), parent).model
+
+
+def test_a_fork_asks_the_models_of_its_event_not_those_of_a_fork_that_follows_there(tmp_path):
+    path = tmp_path / "mailed.db"
+    with closing(Session(path, create=True)) as session:
+        first, later = (
+            {agent: session.put(prompt.text) for agent, prompt in load_style("default", [f"cli:{name}"]).items()}
+            for name in ("first", "later")
+        )
+        begun = started(crew="claude", prompts=first)
+        own = {name: getattr(begun, name) for name in SessionSettings.model_fields} | {"prompts": later}
+        session.write("", begun, Forked(parent="test@1", **own))
+    for at, name in (("1", "first"), ("2", "later")):
+        code, _, err = command("fork", str(path), "--at", at, "--session", "mine")
+        assert code == 2
+        assert f"fork it with a --model (cli:{name})" in err

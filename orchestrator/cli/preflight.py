@@ -478,9 +478,10 @@ def load_style(
     return prompts
 
 
-def read_prompts(log: Log) -> dict[str, Prompt]:
-    """Return the prompts that a session has recorded, by agent. Raises PromptError."""
-    return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
+def read_prompts(log: Log, state: State | None = None) -> dict[str, Prompt]:
+    """Return the prompts that a session has recorded, by agent, or those of an earlier state. Raises PromptError."""
+    texts = (state or log.state).session.prompts
+    return {agent: parse_prompt(log.get(text), agent) for agent, text in texts.items()}
 
 
 def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:

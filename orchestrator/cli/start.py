@@ -195,7 +195,7 @@ def _start_fork(
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options)
-        options = options if crew == "optuna" else inherit_models(options, read_prompts(old), state.session.task)
+        options = options if crew == "optuna" else inherit_models(options, read_prompts(old, state), state.session.task)
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
         night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
