@@ -395,6 +395,26 @@ def test_a_fork_keeps_its_parents_models_and_fallbacks_unless_others_are_named(t
     assert inherit(prompts=str(tmp_path)) == same | {"reflector": ("deft", "spare")}
 
 
+def test_a_fork_without_a_style_has_the_prompts_of_its_event_whatever_became_of_the_style(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/researcher.method.md").write_text("The rule of the first life.\n")
+    parent = load_style(str(tmp_path / "mine"), ["mine", "reflector=cli:theirs"])
+    (tmp_path / "mine/researcher.method.md").unlink()
+    older = {agent: prompt for agent, prompt in parent.items() if agent != "notebook"}
+    options = inherit_models(Options(prompts="", model=["mechanic=x"]), older)
+
+    prompts = Preflight(replace(options, prompts=str(tmp_path / "mine")), "fork", "claude", recorded=older).prompts
+
+    assert prompts["researcher"] == parent["researcher"]
+    assert "The rule of the first life." in prompts["researcher"].text
+    assert {agent: prompt.model for agent, prompt in prompts.items()} == {
+        "researcher": "mine",
+        "notebook": "mine",
+        "mechanic": "x",
+        "reflector": load_style("default", None)["reflector"].model,
+    }
+
+
 def test_a_fork_replaces_no_program_by_another_model_unasked():
     parent = load_style("default", ["mechanic=cli:theirs"])
     with pytest.raises(UsageError, match=r"fork it with a --model \(cli:theirs\)"):

@@ -87,6 +87,8 @@ class Preflight:
     state: State | None = None  # the state that the session goes on from; None for one that begins
     session: Log | None = None
     """The session that is resumed; None for a new one, whose name must still be free."""
+    recorded: Mapping[str, Prompt] = field(default_factory=dict[str, Prompt])
+    """What a fork goes on with, except their models, which its options name; without any, it has those of a style."""
     verify: bool = False  # check the data's hashes, not only its sizes
     find_gpus: Callable[[], list[Gpu]] = list_gpus
 
@@ -124,7 +126,14 @@ class Preflight:
         if self.session:
             return check_programs(read_prompts(self.session), self.options.programs)
         own = self.options
-        return {} if self.crew == "optuna" else load_style(own.prompts, own.model, self.task, own.fallback)
+        if self.crew == "optuna":
+            return {}
+        style = load_style("default" if self.recorded else own.prompts, None, self.task)  # older forks lack an agent
+        bare = {
+            name: self.recorded.get(name, plain).model_copy(update={"model": plain.model, "fallback": plain.fallback})
+            for name, plain in style.items()
+        }
+        return choose_models(bare, own.model, own.fallback)
 
     @cached_property
     def repo(self) -> Repo:
@@ -466,6 +475,13 @@ def load_style(
 ) -> dict[str, Prompt]:
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
+    return choose_models(prompts, models, fallbacks)
+
+
+def choose_models(
+    prompts: dict[str, Prompt], models: Sequence[str] | None, fallbacks: Sequence[str] | None
+) -> dict[str, Prompt]:
+    """Return the prompts, each for the model that options give it. Raises UsageError."""
     for which, entry in [*product(["model"], models or ()), *product(["fallback"], fallbacks or ())]:
         is_for_one = "=" in entry and not entry.startswith(PREFIX)
         agent, _, model = entry.partition("=") if is_for_one else ("", "", entry)

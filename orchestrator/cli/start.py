@@ -195,10 +195,13 @@ def _start_fork(
         longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options)
-        options = options if crew == "optuna" else inherit_models(options, read_prompts(old, state), state.session.task)
+        prompts = {} if crew == "optuna" else read_prompts(old, state)
+        options = options if crew == "optuna" else inherit_models(options, prompts, state.session.task)
+        recorded = {} if options.prompts else prompts
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
-        night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
+        limits = state.session.limits.model_copy(update=longer)
+        night = Preflight(options, name, crew, limits, state, recorded=recorded)
         night.require()
         forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
 
