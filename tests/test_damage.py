@@ -361,7 +361,7 @@ def test_only_a_session_in_a_folder_of_its_own_is_resumed(where, tmp_path):
         code, _, err = run("resume", where)
         assert (code, err.count("\n")) == (2, 1), err
         assert "has its files: fork it (" in err
-        assert f" fork {where} --at 72)" in err
+        assert f" fork {where} --at 71 --hours " in err  # before its end, as it is over
         assert Path(where).read_bytes() == data
         assert sorted(tmp_path.rglob("*")) == before
 

@@ -308,6 +308,12 @@ def test_a_night_that_was_killed_is_resumed_and_one_that_is_over_is_forked(sessi
     assert told == ["resume"] * (len(told) - 1) + ["fork"]
 
 
+def test_a_file_that_was_killed_is_forked_behind_its_last_event_with_the_limits_that_are_left(session):
+    log = Log()
+    log.fold(*session.records[:-1])
+    assert suggest_command(log, file="mailed.db").endswith(f" fork mailed.db --at {len(log.records)}")
+
+
 def test_a_fork_that_is_over_is_continued_by_what_it_had_itself():
     log, own = Log(), {"hours": 8, "experiments": 4, "usd": 20}
     reply = {"agent": "researcher", "request": "r", "message": {}, "tokens": ev.Tokens(input=1, output=1), "usd": 20}

@@ -205,6 +205,8 @@ def get_own_folder(session: "Session") -> Path:
     folder = path.parent if path.parent.name == name else path.parent.resolve()
     if (path.name, folder.name) == ("session.db", name):
         return folder
-    way = write_command("fork", str(path), "--at", str(len(session.records)))
+    from orchestrator.views.summary import suggest_command
+
+    way = suggest_command(session, file=str(path))
     where = f"{path} is not {name}/session.db, beside which that session has its files"
     raise UsageError(f"{where}: fork it ({way})")

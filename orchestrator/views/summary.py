@@ -120,14 +120,14 @@ def suggest_command(log: LogReader, write: Callable[..., str] = write_command, f
 
     `file` is that of a session which is not in the folder of its name: it can only be forked.
     """
-    state, last = log.state, len(log.records) - 1
+    state, at = log.state, str(len(log.records) - bool(log.state.ended))
     name, limits = state.session.name, state.session.limits
-    if not file and not is_over(state):
-        return write("resume", name)
+    if not is_over(state):  # a fork has what is left
+        return write("fork", file, "--at", at) if file else write("resume", name)
     before = max((at for at, record in enumerate(log.records) if isinstance(record.event, Forked)), default=0)
     own, options = limits.model_dump(), list[str]()  # of a fork, what it was to have itself
     for limit, used in measure_usage(fold(log.records[:before])).items():
         if own[limit]:
             left = round(own[limit] - used, 4)
             options += [OPTIONS[limit], f"{left if left > 0 else own[limit]:.10g}"]
-    return write("fork", file or name, "--at", str(last), *options)
+    return write("fork", file or name, "--at", at, *options)
