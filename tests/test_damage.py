@@ -423,6 +423,18 @@ def test_a_report_replaces_no_folder_of_another(tmp_path):
     assert not (tmp_path / ".git").exists()
 
 
+def test_the_report_of_a_copy_leaves_the_musings_of_its_original(tmp_path):
+    for name in ("night", "night-backup"):
+        (tmp_path / "sessions" / name).mkdir(parents=True)
+        shutil.copyfile(GOLDEN[1], tmp_path / "sessions" / name / "session.db")
+    for name, pages in (("night-backup", "sessions/night-backup/musings"), ("night", "musings/night")):
+        assert not (tmp_path / pages).exists()
+        assert run("report", name)[0] == 0
+        assert (tmp_path / pages / "index.md").is_file()
+        assert (tmp_path / "sessions" / name / "report.html").is_file()
+        assert (tmp_path / "musings").is_dir() == (name == "night")
+
+
 def test_places_count_in_no_other_folder_than_the_one_they_were_written_in(tmp_path):
     (tmp_path / "s/night").mkdir(parents=True)
     shutil.copyfile(GOLDEN[1], tmp_path / "s/night/session.db")

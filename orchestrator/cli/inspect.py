@@ -221,7 +221,6 @@ def report(
             raise UsageError(
                 f"{folder} is here already, and holds no report of this session: --out names another folder"
             )
-        beside = own or is_given(context, "musings")
         paths = chosen.recall(session.path.parent, context)
         runs = find_process(paths, title, session.state.now) is not None
         file = ""
@@ -229,6 +228,7 @@ def report(
             get_own_folder(session)
         except UsageError:
             file = str(session.path)
+        beside = (own and not file) or is_given(context, "musings")  # a copy leaves those of its original
         how = {"command": paths.write_command, "git": write_git(paths.script), "file": file}
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, runs=runs, **how)
