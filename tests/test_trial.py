@@ -13,7 +13,7 @@ import pytest
 from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.start import _is_other
-from orchestrator.core.events import Certified, Forked, Proposed, SessionLimits
+from orchestrator.core.events import Certified, Forked, Proposed, SessionLimits, SessionSettings
 from orchestrator.session.store import Session
 from tests.fakes import PROFILE, started
 from tests.scripted import Scripted, served
@@ -70,13 +70,32 @@ def test_a_trial_does_not_go_on_with_other_models_slots_or_data(place, tmp_path)
     with closing(Session(tmp_path / "night/session.db", create=True)) as session:
         prompts = {agent: session.put(prompt.text) for agent, prompt in night.prompts.items()}
         profile = PROFILE.model_copy(update={"data_hash": night.manifest.digest})
-        session.write("", started(name="night", crew="claude", seed=3, prompts=prompts, profile=profile))
+        known = {"prompts": prompts, "profile": profile, "commit": git(place, "rev-parse", "HEAD")}
+        session.write("", started(name="night", crew="claude", seed=3, **known))
+    chosen.remember(tmp_path / "night")
     other = small_data(tmp_path / "data", make_rows=lambda count: np.full((count, 33), ord("b")))
 
     assert not _is_other(night, "")
     assert not _is_other(replace(night, options=replace(chosen, slots="auto")), "")
-    for change in ({"model": ["other"]}, {"fallback": ["mechanic=other"]}, {"slots": "4"}, {"data": other}):
+    models = {"model": ["other"]}, {"fallback": ["mechanic=other"]}
+    for change in (*models, {"slots": "4"}, {"data": other}, {"fit": False}, {"keep_seed": True}):
         assert _is_other(replace(night, options=replace(chosen, **change)), ""), change
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = workplace(tmp_path / "elsewhere/place", BEST + "# another script\n")
+    git(elsewhere, "fetch", "-q", str(place), "main")
+    assert _is_other(replace(night, options=replace(chosen, script=elsewhere / "train.py")), "")
+
+    with closing(Session(tmp_path / "night/session.db", read_only=True)) as session:
+        fork = session.fork(tmp_path / "t-default-1/session.db", 1)
+        own = {name: getattr(session.state.session, name) for name in SessionSettings.model_fields}
+        fork.write("", Forked(parent="night@1", **own | {"limits": SessionLimits(hours=1, experiments=1)}))
+        fork.close()
+    one = replace(night, name="t-default-1")
+    assert not _is_other(one, "night")
+    assert _is_other(one, "another")
+    assert _is_other(replace(one, limits=SessionLimits(hours=9)), "night")
+    for change in models:
+        assert _is_other(replace(one, options=replace(chosen, **change)), "night"), change
 
 
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):

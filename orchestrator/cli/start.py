@@ -17,7 +17,14 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds, inherit_models, list_programs, read_prompts
+from orchestrator.cli.preflight import (
+    Preflight,
+    choose_models,
+    expect_run_seconds,
+    inherit_models,
+    list_programs,
+    read_prompts,
+)
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -191,8 +198,6 @@ def _start_fork(
         if at > len(old.records):
             raise opt.UsageError(f"{parent} has only {len(old.records)} events")
         state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
-        used = measure_usage(state)
-        longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options)
         prompts = {} if crew == "optuna" else read_prompts(old, state)
@@ -200,8 +205,7 @@ def _start_fork(
         recorded = {} if options.prompts else prompts
         style = options.prompts or state.session.style or "default"
         options = replace(options, prompts=style, search=state.session.search, memory=False)
-        limits = state.session.limits.model_copy(update=longer)
-        night = Preflight(options, name, crew, limits, state, recorded=recorded)
+        night = Preflight(options, name, crew, _extend_limits(state, more), state, recorded=recorded)
         night.require()
         forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
 
@@ -210,6 +214,13 @@ def _start_fork(
             return log.fork(path, at)  # a night that still runs could not put all into its file while we read it
 
     _begin(night, forked, copy)
+
+
+def _extend_limits(state: State, more: Mapping[str, float | None]) -> SessionLimits:
+    """Return the limits of a fork of a state, which count from there; it keeps those that are None."""
+    used = measure_usage(state)
+    longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
+    return state.session.limits.model_copy(update=longer)
 
 
 def trial(
@@ -236,15 +247,15 @@ def trial(
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=chosen.max_experiments, usd=chosen.max_usd)
-    points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
+    parent, points = _list_states(context, of, at_states) if of or at_states else ("", range(1, repeats + 1))
     nights = [
         Preflight(replace(chosen, prompts=folder, seed=seed + point - 1), f"{trial_name}-{style}-{point}", crew, limits)
         for point in points
         for style, folder in styles.items()
     ]
     planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
-    if other := [night.name for night in nights if night not in planned and _is_other(night, of)]:
-        raise opt.UsageError(f"{other[0]} was begun with other options: give the same, or another --name")
+    if other := [night.name for night in nights if night not in planned and _is_other(night, parent)]:
+        raise opt.UsageError(f"{other[0]} was begun with other options or files: give the same, or another --name")
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
         night.require()
@@ -270,14 +281,17 @@ def trial(
         compare(context, [night.name for night in nights])
 
 
-def _list_states(context: typer.Context, name: str, count: int | None) -> list[int]:
-    """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
+def _list_states(context: typer.Context, name: str, count: int | None) -> tuple[str, list[int]]:
+    """Return a session's name, and the events at which it began to ask for proposals, spread over the night.
+
+    Raises UsageError.
+    """
     if not (name and count):
         raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
     useless = "repeats", "seed", "slots", "max_experiments", "fit", "keep_seed"
     opt.refuse(context, "with --at-states", *useless)
     with opt.read_session(context.obj, name) as session:
-        state, begun, proposed = State(), dict[str, int](), set[str]()
+        own, state, begun, proposed = session.state.session.name, State(), dict[str, int](), set[str]()
         for record in session.records:
             begun.setdefault(record.task_id, record.seq * (state.incumbent is not None))
             if isinstance(record.event, Proposed) and record.event.proposal.is_idea:
@@ -286,22 +300,28 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     found = sorted(begun[task_id] for task_id in proposed if begun[task_id])
     if len(found) < count:
         raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
-    return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
+    return own, [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
 
 
-def _is_other(night: Preflight, of: str) -> bool:
-    """Return whether the session of that name is another than the night that is planned."""
-    with opt.read_session(night.options, night.name) as session:
-        own, is_fork = session.state.session, any(isinstance(record.event, Forked) for record in session.records)
-        pair = read_prompts(session), night.prompts
-    same = (own.crew, own.style) == (night.crew, night.options.prompts) and is_fork == bool(of)
-    if of or not same:
-        return not same
-    models, others = ([(agent, prompt.model, prompt.fallback) for agent, prompt in each.items()] for each in pair)
+def _is_other(night: Preflight, parent: str) -> bool:
+    """Return whether the session of that name is another than the night that is planned, or than that fork of one."""
+    plan, point = night.options, night.name.rpartition("-")[2]
+    with opt.read_session(plan, night.name) as session:
+        own, prompts, before = session.state.session, read_prompts(session), plan.recall(session.path.parent)
+        forks = [record for record in session.records if isinstance(record.event, Forked)]
+        begun = fold(session.records[: forks[-1].seq]) if forks else State()
+    origin = getattr(forks[-1].event, "parent", "") if forks else ""
+    if (own.crew, own.style, origin) != (night.crew, plan.prompts, f"{parent}@{point}" if parent else ""):
+        return True
+    if parent:  # the models that are not given are the parent's
+        limits = _extend_limits(begun, night.limits.model_dump() | {"experiments": 1})
+        return own.limits != limits or choose_models({**prompts}, plan.model, plan.fallback) != prompts
+    models, others = ([(a, p.model, p.fallback) for a, p in each.items()] for each in (prompts, night.prompts))
     data = own.profile.data_hash if night.task.is_reported else night.manifest.digest
-    planned = night.limits, night.options.seed, others, data
-    other = (own.limits, own.seed, models, own.profile.data_hash) != planned
-    return other or night.options.slots not in {"auto", str(own.slots)}
+    planned = night.limits, plan.seed, others, data, plan.fit, plan.keep_seed, night.own
+    script = night.repo.read_source(own.commit)
+    other = own.limits, own.seed, models, own.profile.data_hash, before.fit, before.keep_seed, script
+    return other != planned or plan.slots not in {"auto", str(own.slots)}
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
