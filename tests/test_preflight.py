@@ -11,13 +11,14 @@ from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.start import WORDS, invent_name
 from orchestrator.cli.wiring import hold_slots
-from orchestrator.core.events import Origin, Record
+from orchestrator.core.events import Origin, Record, SessionLimits
 from orchestrator.core.state import fold
 from orchestrator.executor import LocalExecutor
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
 from orchestrator.repo import RepoError
-from tests.fakes import started
+from prepare.manifest import load
+from tests.fakes import PROFILE, started
 from tests.test_reported import ground
 from tests.workplace import TINY, git, orchestrate, save, workplace
 
@@ -265,3 +266,14 @@ def test_a_file_from_elsewhere_runs_no_command_and_shows_no_folder_that_the_user
     with pytest.raises(UsageError, match=rf"the session is of no night in its folder, and has {key} .*ssh") as error:
         read(options, **change)
     assert f"write the same into {place / 'nightshift.toml'}" in str(error.value)
+
+
+@pytest.mark.parametrize("hours", [0.001, 1])
+def test_a_fork_is_told_where_no_run_fits_into_its_hours(place, hours):
+    options = Options(place / "sessions", place / "data", place / "train.py", unsafe=True)
+    profile = PROFILE.model_copy(update={"data_hash": load(options.data).digest})
+    begun = started(commit=git(place, "rev-parse", "HEAD"), profile=profile)
+    state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
+    said = [*Preflight(options, "night", "optuna", SessionLimits(hours=hours), state).check()]
+    assert [each.subject for each in said if each.state == "bad"] == []
+    assert [each.state for each in said if each.subject == "hours"] == ["warn"] * (hours < 1)

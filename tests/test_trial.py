@@ -1,6 +1,7 @@
 """Styles of prompts tried against each other: whole nights with a server on loopback, and one that goes on later."""
 
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -10,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.cli.options import Options
+from orchestrator.cli.options import ExitCode, Options
 from orchestrator.cli.preflight import Preflight
-from orchestrator.cli.start import _is_other
-from orchestrator.core.events import Certified, Forked, Proposed, SessionLimits, SessionSettings
+from orchestrator.cli.start import _is_other, _is_over
+from orchestrator.core.events import Certified, Ended, Forked, Proposed, SessionLimits, SessionSettings
 from orchestrator.session.store import Session
 from tests.fakes import PROFILE, started
 from tests.scripted import Scripted, served
 from tests.small import small_data
-from tests.workplace import BEST, begun, git, orchestrate, workplace
+from tests.workplace import BEST, ROOT, begun, git, orchestrate, workplace
 
 STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
 
@@ -96,6 +97,18 @@ def test_a_trial_does_not_go_on_with_other_models_slots_or_data(place, tmp_path)
     assert _is_other(replace(one, limits=SessionLimits(hours=9)), "night")
     for change in models:
         assert _is_other(replace(one, options=replace(chosen, **change)), "night"), change
+
+
+def test_a_fork_that_had_no_time_for_a_run_is_no_measurement(tmp_path):
+    golden = shutil.copyfile(ROOT / "tests/golden/agents-2.db", tmp_path / "golden.db")
+    with closing(Session(golden, read_only=True)) as session:
+        at = len(session.records) - 1
+        own = {name: getattr(session.state.session, name) for name in SessionSettings.model_fields}
+        with closing(session.fork(tmp_path / "fork/session.db", at)) as fork:
+            fork.write("", Forked(parent=f"night@{at}", **own | {"name": "fork"}), Ended(reason="the time is up"))
+    with pytest.raises(SystemExit) as end:
+        _is_over(Options(tmp_path), "fork")
+    assert end.value.code == ExitCode.NOTHING_RAN
 
 
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):

@@ -26,7 +26,17 @@ from orchestrator.cli.preflight import (
     read_prompts,
 )
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
-from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
+from orchestrator.core.events import (
+    Abandoned,
+    Forked,
+    Proposed,
+    Refused,
+    Resumed,
+    SessionLimits,
+    SessionProfile,
+    Started,
+    Verdict,
+)
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.core.text import count
@@ -327,8 +337,10 @@ def _is_other(night: Preflight, parent: str) -> bool:
 def _is_over(paths: opt.Paths, name: str) -> bool:
     """Return whether the night is over. Raises SystemExit if so and it measured nothing."""
     with opt.read_session(paths, name) as session:
-        state = session.state
-    if (over := is_over(state)) and state.incumbent is None:
+        state, events = session.state, [record.event for record in session.records]
+    begun = max((at for at, event in enumerate(events) if isinstance(event, Forked)), default=0)
+    closed = any(isinstance(event, Verdict | Refused | Abandoned) for event in events[begun:])
+    if (over := is_over(state)) and not (closed and state.incumbent):
         print(f"{name} measured nothing")
         raise SystemExit(opt.ExitCode.NOTHING_RAN)
     return over
