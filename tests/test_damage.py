@@ -335,6 +335,13 @@ def test_the_report_of_a_mailed_file_says_how_to_fork_it(tmp_path):
     assert re.search(r'<pre class="copy">[^<]* fork mailed.db --at \d', (tmp_path / "out/report.html").read_text())
 
 
+def test_a_style_for_a_session_without_models_is_refused(tmp_path):
+    for path, code in zip(GOLDEN, (2, 0), strict=True):
+        done = run("replay", str(path), "--verify", "--until", "1", "--prompts", "socratic")
+        assert done[0] == code, done
+        assert ("no model took part" in done[2]) == (code == 2)
+
+
 def test_an_index_of_another_program_does_no_harm(tmp_path):
     path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
     script("create index mine on events (kind); create table other (x)")(path)

@@ -129,6 +129,9 @@ def replay(
         raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name, salvage=paths.salvage) as session:
         if verify:
+            lives = (record.event for record in session.records if isinstance(record.event, Started | Forked))
+            if prompts and not any(life.prompts for life in lives):
+                raise UsageError(f"--prompts does nothing here, since no model took part in {name}: leave it out")
             _verify(session, until, paths.recall(session.path.parent, context).musings, prompts)
         elif experiment is not None:
             found = event_text.find_conversations(session.records, experiment, agent or "")
