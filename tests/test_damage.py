@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
 from orchestrator.cli.options import Options
+from orchestrator.session.store import Session
 from tests.hunting import try_examples
 from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
@@ -203,7 +204,20 @@ def test_what_is_sound_of_a_damaged_file_is_read_when_asked(tmp_path):
     assert "event 70" in err
     code, _, err = run("report", str(path), "--out", "saved", "--salvage")
     assert code == 0, err
-    assert "<html" in (tmp_path / "saved/report.html").read_text()
+    assert f" fork {path} --at 70 --salvage<" in (tmp_path / "saved/report.html").read_text()
+
+
+def test_what_is_sound_of_a_damaged_file_is_forked_when_asked(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    script("update events set body = '{}' where seq = 50")(path)
+    assert "is damaged: event 50" in run("fork", str(path), "--at", "50")[2]
+    assert "has only 50 events" in run("fork", str(path), "--at", "51", "--salvage")[2]
+    told, refused = run("fork", str(path), "--at", "50", "--salvage")[2].splitlines()
+    assert "is damaged: event 50" in told
+    assert "git repository" in refused  # after the checks of the file
+    with contextlib.closing(Session(path, read_only=True, salvage=True)) as sound:
+        sound.fork(tmp_path / "fork/session.db", 50).close()
+    assert run("replay", "fork/session.db")[1].endswith("\n50 events\n")
 
 
 @pytest.mark.parametrize("kind", ["started", "fitted", "committed", "promoted"])

@@ -231,8 +231,13 @@ def report(
             get_own_folder(session)
         except UsageError:
             file = str(session.path)
+
+        def write(*words: str) -> str:
+            return paths.write_command(*words, *["--salvage"] * (chosen.salvage and words[0] == "fork"))
+
         beside = (own and not file) or is_given(context, "musings")  # a copy leaves those of its original
-        how = {"command": paths.write_command, "git": write_git(paths.script), "file": file}
+        only = name if chosen.salvage else ""  # nothing can be added to a damaged file
+        how = {"command": write, "git": write_git(paths.script), "file": file or only}
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, runs=runs, **how)
             write_musings(session, paths.musings / title if beside else folder / "musings", overview=bool(beside))

@@ -29,7 +29,7 @@ COMMANDS = {
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
     "doctor": (".doctor", "Check everything that a night needs.", f"offline crew prompts {MODELS} {PLACES} {FIT}"),
     "resume": (".start", "Continue an interrupted session.", f"notify {PLACES}"),
-    "fork": (".start", "Start a new session from an event of another.", f"session {LIMITS} {MODELS} {PLACES}"),
+    "fork": (".start", "Start a new session from an event of another.", f"session {LIMITS} {MODELS} salvage {PLACES}"),
     "trial": (".start", "Compare prompt styles over several nights.", f"{LIMITS} slots {MODELS} {PLACES} {FIT}"),
     "sessions": (".inspect", "List the sessions, the newest first.", "sessions"),
     "replay": (".inspect", "Print a session event by event, or verify it.", "salvage sessions musings"),

@@ -204,7 +204,7 @@ def _start_fork(
     context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
 ) -> None:
     """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    with opt.read_session(plan.options, parent) as old:
+    with opt.read_session(plan.options, parent, salvage=plan.options.salvage) as old:
         if at > len(old.records):
             raise opt.UsageError(f"{parent} has only {len(old.records)} events")
         state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
@@ -220,7 +220,7 @@ def _start_fork(
         forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
 
     def copy(path: Path) -> Session:
-        with closing(Session(old.path, read_only=True, known=old)) as log:
+        with closing(Session(old.path, read_only=True, salvage=old.salvage, known=old)) as log:
             return log.fork(path, at)  # a night that still runs could not put all into its file while we read it
 
     _begin(night, forked, copy)

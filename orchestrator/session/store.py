@@ -128,7 +128,7 @@ class Session(Log):
         fork = Session(path, self.clock, create=True)
         try:
             fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
-        except ValueError as error:  # a surrogate, or levels that JSON has and pydantic does not write
+        except (ValueError, sqlite3.Error) as error:  # a surrogate, or levels that JSON has and pydantic does not write
             raise SessionError(f"{self.path} is damaged: {error}") from error
         return fork
 
