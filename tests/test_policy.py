@@ -50,7 +50,8 @@ def score(value: float, seed: int = 0) -> ev.Scored:
 def make_state(*scores: float, **profile) -> State:
     """Return a session whose baseline ran with the first seeds and got these scores."""
     known = {"name": "cpu", "budget_kind": "work", "budget": 1, "expected_seconds": 60, "data_hash": "", "sigma": SIGMA}
-    facts = {"crew": "none", "style": "none", "seed": 0, "repairs": 0, "reflect_every": 0, "commit": "", "versions": {}}
+    facts = {"crew": "none", "style": "none", "seed": 0, "repairs": 0, "reflect_every": 0, "versions": {}}
+    facts["commit"] = "c" * 40
     limits = ev.SessionLimits(hours=8.0)
     started = ev.Started(name="n", limits=limits, profile={**known, **profile}, prompts={}, **facts)
     state = State(started=started)

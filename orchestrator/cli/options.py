@@ -79,7 +79,7 @@ class Paths:
 
     def remember(self, folder: Path) -> None:
         """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
-        known = {part.name: getattr(self, part.name) for part in fields(Paths) if part.name != "sessions"}
+        known = {part.name: getattr(self, part.name) for part in fields(Paths) if part.name not in {"sessions", "own"}}
         known["inode"] = folder.stat().st_ino
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
