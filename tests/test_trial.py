@@ -62,7 +62,7 @@ def test_two_styles_are_tried_against_each_other(place, tried):
 def test_a_night_with_other_options_is_none_of_this_trial(place, tried):
     done = orchestrate(place, *STYLES, "--hours", "5", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 2
-    assert "trial-default-1 was begun with other options: give the same, or another --name" in done.stderr
+    assert "trial-default-1 was begun with other options or files: give the same, or another --name" in done.stderr
 
 
 def test_a_trial_does_not_go_on_with_other_models_slots_or_data(place, tmp_path):
