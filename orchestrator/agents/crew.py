@@ -67,6 +67,8 @@ class ClaudeCrew:
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
             state = self.log.state if state.session.rule.chronological else state
+            if state.fallback:
+                return await self.get_optimizer().propose(state, step)
         if reason := explain_consolidation(state):
             noted = await self._consolidate(state, step, reason)
             state = self.log.state if state.session.rule.chronological else noted

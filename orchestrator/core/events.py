@@ -200,6 +200,9 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     chronological: bool = False
     """Whether, with several slots, the order of events tells what came first, as numbers did before, the optimizer is
     asked once at a time, and a change is tried and told only from the values that it was proposed from."""
+    consistent: bool = False
+    """Whether nothing seen elsewhere counts against a clear loss on the branch, and a run counts once however often its
+    candidate is moved."""
 
 
 class SessionSettings(Frozen):

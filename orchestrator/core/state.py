@@ -43,6 +43,8 @@ class Candidate:
     scores: tuple[ev.Scored, ...] = ()
     repairs: int = 0
     earlier: tuple[tuple[float, float, int], ...] = ()  # gain, error and runs on earlier parents
+    origins: tuple[ev.Digest, ...] = ()  # the sources that it had there
+    moves: int = 0  # how often it was given another parent
 
     @property
     def mean(self) -> float:
@@ -483,14 +485,19 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
 
 
 def _move_candidate(state: State, old: Candidate, commit: ev.Committed) -> State:
-    """Give a candidate another parent, which may be open."""
+    """Give a candidate another parent, which may be open; if it has run as this source before, those runs are back."""
     if commit.onto:
         stages = (stage for number, stage in state.open.items() if number == commit.parent)
         closed = (result for result in reversed(state.results) if result.experiment == commit.parent)
         parent = next(chain(stages, closed)).commit
         state = replace(state, parents={commit.parent: parent, **state.parents} if parent else state.parents)
-    earlier = (*old.earlier, commit.earlier) if commit.earlier else old.earlier
-    return _set_stage(state, commit.experiment, replace(old, commit=commit, scores=(), earlier=earlier))
+    shown = [*zip(old.origins, old.earlier, strict=True), *[(old.commit.source, commit.earlier)] * bool(commit.earlier)]
+    runs, scores = state.stacked.get(commit.source) if state.session.rule.consistent else None, ()
+    if runs and runs.experiment == commit.experiment:
+        shown, scores = [pair for pair in shown if pair[0] != commit.source], runs.scores
+    origins, earlier = tuple(source for source, _ in shown), tuple(found for _, found in shown if found)
+    moved = replace(old, commit=commit, scores=scores, earlier=earlier, origins=origins, moves=old.moves + 1)
+    return _set_stage(state, commit.experiment, moved)
 
 
 def _set_scores(state: State, number: int, candidate: Candidate) -> State:
