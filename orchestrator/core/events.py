@@ -643,6 +643,13 @@ class ConversationOpened(ExperimentEvent, kind="opened"):
     limits: dict[str, int] = {}  # turns, tokens of a reply and of all, as the prompt's front matter has them
 
 
+class Reserved(ExperimentEvent, kind="reserved"):
+    """What a request may cost at most, where dollars are limited; it is spent if there is no reply to it."""
+
+    agent: str
+    usd: float
+
+
 class ModelReplied(ExperimentEvent, kind="replied"):
     """A model's whole answer, block by block as it came."""
 
@@ -673,7 +680,7 @@ ProposalEvent = Proposed | Noted | Unanswered | FellBack | Refused | Abandoned |
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
-AgentEvent = Waiting | ConversationOpened | ModelReplied | ModelReplaced | ToolUsed
+AgentEvent = Waiting | ConversationOpened | Reserved | ModelReplied | ModelReplaced | ToolUsed
 AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 
