@@ -201,8 +201,8 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Whether, with several slots, the order of events tells what came first, as numbers did before, the optimizer is
     asked once at a time, and a change is tried and told only from the values that it was proposed from."""
     consistent: bool = False
-    """Whether nothing seen elsewhere counts against a clear loss on the branch, and a run counts once however often its
-    candidate is moved."""
+    """Whether nothing seen elsewhere counts against a clear loss on the branch, a run counts once however often its
+    candidate is moved, and a change goes in the direction of its values, whatever its author says."""
 
 
 class SessionSettings(Frozen):
