@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -43,7 +43,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": AUTHOR,  # for the reflog
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
-"""The environment that git runs in, besides PATH."""
+"""The environment that git runs in, besides PATH and a home: of the user's own settings it reads what is ignored."""
 TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
@@ -118,9 +118,8 @@ class Repo:
             raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
         if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
-            which, off = ", ".join(str(self.home / name) for name in edited), "\n".join(self._drop_filters().values())
-            filters = self._git("check-attr", "-z", "filter", "--", *edited).split("\0")[2::3]
-            if passed := [name for name in filters if f"\nfilter.{name}." in off]:
+            which = ", ".join(str(self.home / name) for name in edited)
+            if passed := [*self._find_filters(edited).values()]:
                 remedy = f"its filter {passed[0]} is not run here: set -filter in .git/info/attributes, and commit it"
                 raise RepoError(f"{which} is not what is committed, and {remedy}")
             take = self.write_command("commit", "-m", "edits", *edited)
@@ -366,6 +365,12 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
+    def _find_filters(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the filter of each file that has one, also where only the user's own settings say what it is."""
+        rows = self._git("check-attr", "-z", "--stdin", "filter", stdin="".join(f"{name}\0" for name in names))
+        found, none = rows.split("\0"), {"unspecified", "unset"}
+        return {name: at for name, at in zip(found[::3], found[2::3], strict=False) if at not in none}
+
     def _drop_filters(self) -> dict[str, str]:
         """Return the environment in which git starts no filter: the programs are the repository's, maybe a stranger's.
 
@@ -390,11 +395,13 @@ class Repo:
         """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         more = {**env, "GIT_INDEX_FILE": str(index)} if index else env
+        own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(resolve_home("~"))}
+        own |= {name: value for name, value in os.environ.items() if name == "XDG_CONFIG_HOME"}
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.folder,
-                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT, **more},
+                env={**own, **ENVIRONMENT, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
