@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.agents.fidelity import find_deviation
 from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.task_file import find_task
 from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge
@@ -129,6 +130,15 @@ def test_constants_are_found_and_set_in_every_file():
 def test_a_pattern_reaches_no_further_than_it_says(path, may):
     task = TASK.model_copy(update={"editable": (*TASK.editable, "*.md"), "data": ("./corpus/", "rows.md")})
     assert task.is_editable(path) is may
+
+
+def test_two_stars_and_a_slash_also_stand_for_no_folder(tmp_path):
+    lines = "editable = ['train.py', 'model/**/*.py']\nprotected = ['model/eval/**/**/*', '**/*.txt']\ncommand = 'x'"
+    (tmp_path / "nightshift.toml").write_text(lines)
+    task = find_task(tmp_path / "train.py")
+    assert task.protected == ("model/eval/*", "*.txt")
+    there = [f"model/{name}.py" for name in ("net", "a/b/net", "eval/judge", "eval/a/judge")]
+    assert [name for name in there if task.is_editable(name)] == there[:2]
 
 
 # The mechanic's tools
