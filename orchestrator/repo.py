@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -43,7 +44,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": AUTHOR,  # for the reflog
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
-"""The environment that git runs in, besides PATH and a home: of the user's own settings it reads what is ignored."""
+"""The environment that git runs in, besides PATH and a home: the user's own ignores and attributes are read."""
 TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
@@ -167,7 +168,7 @@ class Repo:
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
-        data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
+        data = (normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name.split("/")[0] not in {"", ".", ".."}]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         if deleted := "".join(f"{name}\0" for name in before.keys() - files.keys()):  # nor are there folders for them
@@ -185,7 +186,7 @@ class Repo:
         """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
         there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
-        data = tuple(f"{os.path.normpath(name)}/" for name in self.task.data)
+        data = tuple(f"{normpath(name)}/" for name in self.task.data)
         return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
 
     def list_absent(self) -> Iterator[str]:
@@ -204,6 +205,15 @@ class Repo:
         """Return all files of the commit where the session begins, by path from here. Raises RepoError."""
         rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
         return [os.path.relpath(name, self.prefix) for name in rows if name]
+
+    def list_others(self) -> Iterator[str]:
+        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole."""
+        committed = {*self.list_committed()}
+        yield from (name for name in committed if not self.task.is_editable(name))
+        ignored = self._git("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        names = [*map(PurePosixPath, filter(None, ignored.split("\0")))]
+        around = {folder for name in names for folder in name.parents}  # listed, too, where they hold nothing else
+        yield from {str(name) for name in names if name not in around} - committed
 
     def has_mention(self, word: str) -> bool:
         """Return whether a Python file beside or below the script holds a word where the session begins."""

@@ -243,6 +243,25 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     assert not list(outside.iterdir())
 
 
+@pytest.mark.parametrize("line", ["", "import prepare"])
+def test_no_candidate_takes_the_place_of_what_the_user_has_there(tmp_path, line):
+    toml = "editable = ['train.py', '*.py']\n"
+    place = ground(tmp_path / "place", {"train.py": line, "nightshift.toml": toml, ".gitignore": "own.py\n/out/\n"})
+    (place / "link").symlink_to("elsewhere")
+    git(place, "update-index", "--add", "--cacheinfo", f"160000,{git(place, 'rev-parse', 'HEAD')},sub")
+    git(place, "add", "link")
+    git(place, "commit", "-qm", "what a candidate would replace")
+    for name in ("model/own.py", "out/x"):
+        (place / name).parent.mkdir()
+        (place / name).write_text("hours of work")
+    tree = Preflight(Options(script=place / "train.py"), "night", "optuna").tree
+
+    tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/x.py": ""}))
+    for number, name in enumerate(("sub/x.py", "link/x.py", "model/own.py", "out/y.py")):
+        with pytest.raises(FileExistsError, match=name):
+            tree.lay_out(tmp_path / f"{number}", join_files({"train.py": "", name: ""}))
+
+
 def test_a_script_that_may_not_change_reads_the_seed_of_a_run_too(tmp_path):
     toml = "command = 'python train.py'\neditable = ['model.py']\n"
     for name, line, seed in (("a", "print(1)", {}), ("b", "print(os.environ['NIGHTSHIFT_SEED'])", SEEDED)):

@@ -175,13 +175,13 @@ class Preflight:
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
         script, repo, commit = self.options.script, self.repo, self.repo.get_start()
+        others = frozenset(repo.list_others() if repo.task.has_tree else ())
         if self.task.is_reported:
-            return TaskFolder(self.task, repo, commit)
+            return TaskFolder(self.task, repo, commit, others)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
         files = split_files(Repo(script, self.name, python).read_source(commit))
         modules = {path: text for path, text in files.items() if not repo.task.is_editable(path)}
-        there = repo.list_committed() if repo.task.has_tree else []
-        return ScriptTree(repo.task, modules, frozenset(path for path in there if not repo.task.is_editable(path)))
+        return ScriptTree(repo.task, modules, others)
 
     @property
     def venv(self) -> str:
