@@ -190,10 +190,14 @@ class Repo:
         return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
 
     def list_absent(self) -> Iterator[str]:
-        """Yield what git tracks and no run has, by its path from here: submodules, Git LFS, and links that lead out."""
-        rows = (row.partition("\t") for row in self._git("ls-files", "-z", "--stage", ":/").split("\0"))
-        odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
-        odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
+        """Yield what git tracks and no run has, by its path from here: submodules, links that lead out.
+
+        Nor has it what a filter, as that of Git LFS, makes of a file.
+        """
+        rows = (row.split("\t", 1) for row in self._git("ls-files", "-z", "--stage", ":/").split("\0") if row)
+        modes = {name: facts[:6] for facts, name in rows}
+        odd = {name for name, mode in modes.items() if mode in {"120000", "160000"}}
+        odd |= {name for name in self._find_filters(modes) if not self.task.is_editable(name)}
         top = Path(self._git("rev-parse", "--show-toplevel"))
         shown = [(self.folder / resolve_home(name)).resolve() for name in self.task.data]
         for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):

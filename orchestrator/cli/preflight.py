@@ -343,7 +343,7 @@ class Preflight:
             words = "take no part: a run sees what is committed"
             yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
         if absent := [*self.repo.list_absent()] if self.task.is_reported else []:
-            which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+            which = "what git tracks as a submodule, by a filter, as LFS, or as a link that leads out is in no run"
             words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
             yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
         if Path(TASK_FILE).is_file() and not self.options.script.with_name(TASK_FILE).is_file():
