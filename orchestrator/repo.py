@@ -166,14 +166,15 @@ class Repo:
         before = self._read_files(commit)
         files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
-        index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
+        index, gone = folder.with_suffix(".index"), [*before.keys() - files.keys()]
         self._git("read-tree", commit, index=index)
         data = (normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name.split("/")[0] not in {"", ".", ".."}]:
-            self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        if deleted := "".join(f"{name}\0" for name in before.keys() - files.keys()):  # nor are there folders for them
+            gone += filter(None, self._git("ls-files", "-z", "--", *inside, index=index).split("\0"))
+        if deleted := "".join(f"{name}\0" for name in gone):  # nor are there folders for them
             self._git("update-index", "--force-remove", "-z", "--stdin", index=index, stdin=deleted)
-        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._drop_filters())
+        there = {"GIT_WORK_TREE": str(folder)}  # not the user's, whose .gitattributes may differ from what is committed
+        self._git("checkout-index", "--all", index=index, env={**self._drop_filters(), **there})
         for name, text in files.items():
             path = here / name
             for part in reversed([path, *path.parents][: len(path.relative_to(folder).parts)]):

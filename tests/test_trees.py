@@ -214,6 +214,23 @@ def test_a_commit_has_all_changed_files_and_the_run_sees_them(tmp_path):
     assert repo.list_changed() == ["deep/helper.py"]
 
 
+def test_a_run_has_what_is_committed_whatever_gitattributes_and_gitmodules_say_now(tmp_path):
+    place = ground(tmp_path / "place", {"deep/train.py": "", "rows.txt": "a\n", ".gitmodules": ""})
+    (place / "sub").mkdir()
+    git(place, "config", "-f", ".gitmodules", "submodule.sub.path", "sub")
+    git(place, "update-index", "--add", "--cacheinfo", f"160000,{git(place, 'rev-parse', 'HEAD')},sub")
+    git(place, "commit", "-qam", "a submodule")
+    (place / ".gitattributes").write_text("*.txt text eol=crlf\n")
+    with (place / ".gitmodules").open("a") as file:
+        file.write("# edited\n")
+    for name in ("sub", "rows.txt"):
+        repo = Repo(place / "deep/train.py", "may", Task(form="reported", data=(f"../{name}",)))
+        repo.extract(repo.get_start(), work := tmp_path / name, "LR = 1\n")
+        left = {"rows.txt": ["deep/train.py", "sub"], "sub": ["deep/train.py", "rows.txt"]}[name]
+        assert [at for at in ("deep/train.py", "rows.txt", "sub") if (work / at).exists()] == left
+    assert (work.with_name("sub") / "rows.txt").read_bytes() == b"a\n"
+
+
 def test_a_file_may_lie_where_a_folder_was_and_a_folder_where_a_file_was(tmp_path):
     task = Task(form="reported", editable=("train.py", "m*", "n*"))
     place = ground(tmp_path / "place", {f"deep/{name}": "" for name in ("train.py", "m/a/x.py", "n", "other")})
