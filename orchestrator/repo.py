@@ -220,6 +220,13 @@ class Repo:
         around = {folder for name in names for folder in name.parents}  # listed, too, where they hold nothing else
         yield from {str(name) for name in names if name not in around} - committed
 
+    def check_whole(self) -> None:
+        """Raise RepoError where git has not fetched all files of the commit that runs are laid out from."""
+        rows = self._git("rev-list", "--objects", "--missing=print", f"{self.get_start()}^{{tree}}")
+        if "\n?" in rows:
+            remedy = self.write_command("sparse-checkout", "disable")
+            raise RepoError(f"{self.home} is in a partial clone, without files that runs need: `{remedy}` fetches them")
+
     def has_mention(self, word: str) -> bool:
         """Return whether a Python file beside or below the script holds a word where the session begins."""
         return bool(self._git("grep", "-lF", "-e", word, self.get_start(), "--", "*.py", absent=1))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,17 @@ def test_what_lies_in_no_run_is_named(tmp_path):
         "uncommitted changes of ä.txt take no part: a run sees what is committed",
         f'{where}: data = ["../big.bin", "../key.txt", "away"] in nightshift.toml shows it as it lies here',
     ]
+
+
+def test_a_clone_that_lacks_files_is_refused_with_what_fetches_them(tmp_path):
+    origin = ground(tmp_path / "origin", {"train.py": "LR = 1", "judge/rows.txt": "1"})
+    git(origin, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", "--filter=blob:none", "--sparse", f"file://{origin}", "place")
+    night = Preflight(Options(script=tmp_path / "place/train.py", unsafe=True), "night", "optuna")
+    refused = next(found.message for found in night.check() if found.state == "bad")
+    assert "is in a partial clone, without files that runs need" in refused
+    subprocess.run(refused.split("`")[1], shell=True, check=True)
+    night.repo.check_whole()
 
 
 def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):

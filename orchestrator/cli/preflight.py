@@ -326,6 +326,8 @@ class Preflight:
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")
+        if self.task.is_reported:
+            self.repo.check_whole()
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     @property
