@@ -117,7 +117,8 @@ class Repo:
         source, files, blobs = self.read_source(head), self._read_files(head), self._list_files(head)
         if missing := [name for name in self.task.named if name not in files]:
             raise self._make_absence_error(missing[0], head)
-        gone = self._git("ls-files", "-z", "--deleted").split("\0")
+        how = ("--name-only", "-z", "--no-renames", "--diff-filter=D", "--relative", "--ignore-submodules=all")
+        gone = {*self._git("diff", *how, head, env=self._drop_filters()).split("\0")} & files.keys()  # also if staged
         if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
             which = ", ".join(str(self.home / name) for name in edited)
             if passed := [*self._find_filters(edited).values()]:
@@ -125,6 +126,7 @@ class Repo:
                 raise RepoError(f"{which} is not what is committed, and {remedy}")
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
+            leave = f"{self.write_command('reset', '-q', '--', *sorted(gone))} && {leave}" if gone else leave
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
         if new := [name for name in self.list_untracked() if self.task.is_editable(name)]:
             remedy = self.write_command("add", *new)

@@ -292,7 +292,18 @@ def test_edits_that_are_not_committed_are_refused_with_both_ways_on(folder, repo
     subprocess.run(take, shell=True, check=True, env=ENV)
     assert repo.read_baseline() == "LR = 1  # edited\n"
     (folder / "train.py").unlink()
+    for words in (["status"], ["rm", "-q", "train.py"]):
+        git(folder, *words)
+        with pytest.raises(RepoError, match="has edits that are not committed") as caught:
+            repo.read_baseline()
+    take, leave = re.findall("`(.+?)`", str(caught.value))
+    subprocess.run(leave, shell=True, check=True, env=ENV)
+    assert repo.read_baseline() == "LR = 1  # edited\n"
+    git(folder, "mv", "train.py", "moved.py")
     with pytest.raises(RepoError, match="has edits that are not committed"):
+        repo.read_baseline()
+    subprocess.run(take, shell=True, check=True, env=ENV)
+    with pytest.raises(RepoError, match="does not exist in commit"):
         repo.read_baseline()
 
 
