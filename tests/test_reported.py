@@ -282,6 +282,9 @@ async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
         ("python fit.py # note", False),
         ("(python fit.py)", False),
         ("bash -ec 'python fit.py'", False),
+        ("bash -euo pipefail -c 'python fit.py'", False),
+        ("sh -e -c 'python fit.py'", False),
+        ("bash -o errexit fit.sh -c conf", True),
     ],
 )
 def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_one):

@@ -128,7 +128,7 @@ def read_task(script: Path) -> Task:
 def _is_one_program(command: str) -> bool:
     """Return whether what is added to the end of a command is an argument of what it runs: no pipe, list or `sh -c`."""
     bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", "x", command.strip(), flags=re.DOTALL)
-    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+-\w*c\s", bare)
+    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+((-\w*o\s+\w+|-\S+)\s+)*-\w*c\s", bare)
 
 
 def _read(path: Path) -> str:
