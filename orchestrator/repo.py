@@ -346,7 +346,8 @@ class Repo:
             *(f"M {mode} inline {paths[name]}\n{blob}" for name, mode, blob in zip(files, modes, blobs, strict=True)),
             "get-mark :1\n",
         ]
-        return self._git("fast-import", "--quiet", stdin="\n".join(stream))
+        exact = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.ignoreCase", "GIT_CONFIG_VALUE_0": "false"}
+        return self._git("fast-import", "--quiet", stdin="\n".join(stream), env=exact)  # runs tell Net.py from net.py
 
     def _is_commit(self, commit: str, parent: str, files: Mapping[str, str], message: str) -> bool:
         """Return True if a commit has this parent, these files and this message, whatever its date."""

@@ -231,6 +231,15 @@ def test_a_run_has_what_is_committed_whatever_gitattributes_and_gitmodules_say_n
     assert (work.with_name("sub") / "rows.txt").read_bytes() == b"a\n"
 
 
+def test_a_repository_that_was_made_where_names_have_no_case_keeps_both_files(tmp_path):
+    place = ground(tmp_path / "place", FILES)
+    git(place, "config", "core.ignoreCase", "true")
+    repo, files = Repo(place / "train.py", "may", TASK), TREE | {"model/Net.py": "WIDTH = 1\n"}
+    commit = repo.commit(1, repo.get_start(), join_files(files), "candidate")
+    assert split_files(repo.read_source(commit)) == files
+    assert repo.commit(1, repo.get_start(), join_files(files), "candidate") == commit
+
+
 def test_a_file_may_lie_where_a_folder_was_and_a_folder_where_a_file_was(tmp_path):
     task = Task(form="reported", editable=("train.py", "m*", "n*"))
     place = ground(tmp_path / "place", {f"deep/{name}": "" for name in ("train.py", "m/a/x.py", "n", "other")})
