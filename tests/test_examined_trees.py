@@ -270,6 +270,7 @@ def test_the_form_is_found_in_the_files(tmp_path):
     thin = {"train.py": "import model.net\n", "model/net.py": "import prepare\n"}
     assert find(several, **thin).form == "examined"
     assert find(several + "budget = 3").form == find(several, **{"train.py": "", "model/net.py": ""}).form == "reported"
+    assert find(several, **{"train.py": "", "model/net.py": "class {{name}}:"}).form == "reported"
     for own in ("prepare/__init__.py", "prepare.py"):
         (place / own).parent.mkdir(exist_ok=True)
         (place / own).touch()

@@ -139,12 +139,15 @@ def _read(path: Path) -> str:
 
 
 def _has_protocol(folder: Path, main: str, task: Task) -> bool:
-    """Return whether a script or an editable file imports our `prepare`, or cannot be read, which is said elsewhere."""
+    """Return whether a script or an editable file imports our `prepare`, or it cannot be read, which is said elsewhere.
+
+    Another file that cannot is perhaps one that git ignores.
+    """
     if has_own_prepare(folder / main):
         return False
     there = folder.rglob("*.py") if task.editable else ()
     editable = (path for path in there if task.is_editable(path.relative_to(folder).as_posix()))
-    return any(map(_has_import, chain([folder / main], editable)))
+    return _has_import(folder / main, unread=True) or any(map(_has_import, editable))
 
 
 def has_own_prepare(script: Path) -> bool:
@@ -153,9 +156,9 @@ def has_own_prepare(script: Path) -> bool:
     return any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside)
 
 
-def _has_import(path: Path) -> bool:
+def _has_import(path: Path, *, unread: bool = False) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, *NOT_PYTHON):
-        return True
+        return unread
     return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))
