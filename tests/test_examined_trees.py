@@ -292,6 +292,13 @@ def test_what_a_run_would_lack_is_said(tmp_path):
     assert any(
         "train.py imports util/text.py, which is not committed: `git -C" in result.message for result in night.check()
     )
+    (place / "util/text.py").unlink()
+    (place / "util/text.py").symlink_to("../other.py")
+    git(place, "add", "util/text.py")
+    git(place, "commit", "-qm", "a link")
+    said = [result.message for result in Preflight(night.options, "night", "optuna").check() if result.state == "bad"]
+    words = "train.py imports util/text.py, which is a symbolic link, and a run follows none: commit the file"
+    assert f"{words} in its place" in said
 
 
 # Nights

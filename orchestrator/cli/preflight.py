@@ -322,10 +322,15 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        if not self.parent and (missing := find_forgotten(self._seen or files, self.repo.list_untracked())):
+        seen = self._seen
+        if not self.parent and (missing := find_forgotten(seen or files, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")
+        there = self.repo.list_committed() if seen else ()
+        if linked := find_forgotten(seen, (at for at in there if (self.repo.home / at).is_symlink())):
+            words = f"imports {', '.join(linked)}, which is a symbolic link, and a run follows none"
+            raise UsageError(f"{script.name} {words}: commit the file in its place")
         if self.task.is_reported:
             self.repo.check_whole()
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
