@@ -327,7 +327,7 @@ class Preflight:
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")
-        there = self.repo.list_committed() if seen else ()
+        there = self.repo.list_committed() if seen and not self.parent else ()
         if linked := find_forgotten(seen, (at for at in there if (self.repo.home / at).is_symlink())):
             words = f"imports {', '.join(linked)}, which is a symbolic link, and a run follows none"
             raise UsageError(f"{script.name} {words}: commit the file in its place")
