@@ -175,8 +175,8 @@ class Repo:
             gone += filter(None, self._git("ls-files", "-z", "--", *inside, index=index).split("\0"))
         if deleted := "".join(f"{name}\0" for name in gone):  # nor are there folders for them
             self._git("update-index", "--force-remove", "-z", "--stdin", index=index, stdin=deleted)
-        there = {"GIT_WORK_TREE": str(folder)}  # not the user's, whose .gitattributes may differ from what is committed
-        self._git("checkout-index", "--all", index=index, env={**self._drop_filters(), **there})
+        own = {"GIT_WORK_TREE": str(folder), "XDG_CONFIG_HOME": os.devnull}  # the user's attributes are no commit's
+        self._git("checkout-index", "--all", index=index, env={**self._drop_filters(), **own})
         for name, text in files.items():
             path = here / name
             for part in reversed([path, *path.parents][: len(path.relative_to(folder).parts)]):
@@ -219,7 +219,8 @@ class Repo:
         yield from (name for name in committed if not self.task.is_editable(name))
         ignored = self._git("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
         names = [*map(PurePosixPath, filter(None, ignored.split("\0")))]
-        around = {folder for name in names for folder in name.parents}  # listed, too, where they hold nothing else
+        known = (*names, *map(PurePosixPath, committed))  # folders around them are listed, too, if all else is ignored
+        around = {folder for name in known for folder in name.parents}
         yield from {str(name) for name in names if name not in around} - committed
 
     def check_whole(self) -> None:

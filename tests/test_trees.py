@@ -272,7 +272,9 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
 @pytest.mark.parametrize("line", ["", "import prepare"])
 def test_no_candidate_takes_the_place_of_what_the_user_has_there(tmp_path, line):
     toml = "editable = ['train.py', '*.py']\n"
-    place = ground(tmp_path / "place", {"train.py": line, "nightshift.toml": toml, ".gitignore": "own.py\n/out/\n"})
+    files = {"train.py": line, "nightshift.toml": toml, "forced/net.py": ""}
+    place = ground(tmp_path / "place", files | {".gitignore": "own.py\n/out/\n"})
+    (place / ".gitignore").write_text("own.py\n/out/\n/forced/\n")
     (place / "link").symlink_to("elsewhere")
     git(place, "update-index", "--add", "--cacheinfo", f"160000,{git(place, 'rev-parse', 'HEAD')},sub")
     git(place, "add", "link")
@@ -280,9 +282,10 @@ def test_no_candidate_takes_the_place_of_what_the_user_has_there(tmp_path, line)
     for name in ("model/own.py", "out/x"):
         (place / name).parent.mkdir()
         (place / name).write_text("hours of work")
+    git(place, "rm", "-q", "--cached", "forced/net.py")  # as on another branch
     tree = Preflight(Options(script=place / "train.py"), "night", "optuna").tree
 
-    tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/x.py": ""}))
+    tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/x.py": "", "forced/net.py": ""}))
     for number, name in enumerate(("sub/x.py", "link/x.py", "model/own.py", "out/y.py")):
         with pytest.raises(FileExistsError, match=name):
             tree.lay_out(tmp_path / f"{number}", join_files({"train.py": "", name: ""}))
