@@ -175,7 +175,8 @@ class Preflight:
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
         script, repo, commit = self.options.script, self.repo, self.repo.get_start()
-        others = frozenset(repo.list_others() if repo.task.has_tree else ())
+        begins = split_files(self.source) if self.parent or self.beginning else {}  # a keep may have added files
+        others = frozenset(repo.list_others() if repo.task.has_tree else ()) - begins.keys()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit, others)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
