@@ -11,9 +11,10 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -43,7 +44,7 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": AUTHOR,  # for the reflog
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
-"""The environment that git runs in, besides PATH."""
+"""The environment that git runs in, besides PATH and a home: the user's own ignores and attributes are read."""
 TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
@@ -116,15 +117,16 @@ class Repo:
         source, files, blobs = self.read_source(head), self._read_files(head), self._list_files(head)
         if missing := [name for name in self.task.named if name not in files]:
             raise self._make_absence_error(missing[0], head)
-        gone = self._git("ls-files", "-z", "--deleted").split("\0")
+        how = ("--name-only", "-z", "--no-renames", "--diff-filter=D", "--relative", "--ignore-submodules=all")
+        gone = {*self._git("diff", *how, head, env=self._drop_filters()).split("\0")} & files.keys()  # also if staged
         if edited := [at for at, text in files.items() if at in gone or self._is_edited(at, text, blobs[at][1])]:
-            which, off = ", ".join(str(self.home / name) for name in edited), "\n".join(self._drop_filters().values())
-            filters = self._git("check-attr", "-z", "filter", "--", *edited).split("\0")[2::3]
-            if passed := [name for name in filters if f"\nfilter.{name}." in off]:
+            which = ", ".join(str(self.home / name) for name in edited)
+            if passed := [*self._find_filters(edited).values()]:
                 remedy = f"its filter {passed[0]} is not run here: set -filter in .git/info/attributes, and commit it"
                 raise RepoError(f"{which} is not what is committed, and {remedy}")
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
+            leave = f"{self.write_command('reset', '-q', '--', *sorted(gone))} && {leave}" if gone else leave
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
         if new := [name for name in self.list_untracked() if self.task.is_editable(name)]:
             remedy = self.write_command("add", *new)
@@ -166,14 +168,15 @@ class Repo:
         before = self._read_files(commit)
         files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
-        index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
+        index, gone = folder.with_suffix(".index"), [*before.keys() - files.keys()]
         self._git("read-tree", commit, index=index)
-        data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
+        data = (normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name.split("/")[0] not in {"", ".", ".."}]:
-            self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        if deleted := "".join(f"{name}\0" for name in before.keys() - files.keys()):  # nor are there folders for them
+            gone += filter(None, self._git("ls-files", "-z", "--", *inside, index=index).split("\0"))
+        if deleted := "".join(f"{name}\0" for name in gone):  # nor are there folders for them
             self._git("update-index", "--force-remove", "-z", "--stdin", index=index, stdin=deleted)
-        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index, env=self._drop_filters())
+        own = {"GIT_WORK_TREE": str(folder), "XDG_CONFIG_HOME": os.devnull}  # the user's attributes are no commit's
+        self._git("checkout-index", "--all", index=index, env={**self._drop_filters(), **own})
         for name, text in files.items():
             path = here / name
             for part in reversed([path, *path.parents][: len(path.relative_to(folder).parts)]):
@@ -186,14 +189,18 @@ class Repo:
         """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
         there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
-        data = tuple(f"{os.path.normpath(name)}/" for name in self.task.data)
+        data = tuple(f"{normpath(name)}/" for name in self.task.data)
         return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
 
     def list_absent(self) -> Iterator[str]:
-        """Yield what git tracks and no run has, by its path from here: submodules, Git LFS, and links that lead out."""
-        rows = (row.partition("\t") for row in self._git("ls-files", "-z", "--stage", ":/").split("\0"))
-        odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
-        odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
+        """Yield what git tracks and no run has, by its path from here: submodules, links that lead out.
+
+        Nor has it what a filter, as that of Git LFS, makes of a file.
+        """
+        rows = (row.split("\t", 1) for row in self._git("ls-files", "-z", "--stage", ":/").split("\0") if row)
+        modes = {name: facts[:6] for facts, name in rows}
+        odd = {name for name, mode in modes.items() if mode in {"120000", "160000"}}
+        odd |= {name for name in self._find_filters(modes) if not self.task.is_editable(name)}
         top = Path(self._git("rev-parse", "--show-toplevel"))
         shown = [(self.folder / resolve_home(name)).resolve() for name in self.task.data]
         for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):
@@ -205,6 +212,23 @@ class Repo:
         """Return all files of the commit where the session begins, by path from here. Raises RepoError."""
         rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
         return [os.path.relpath(name, self.prefix) for name in rows if name]
+
+    def list_others(self) -> Iterator[str]:
+        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole."""
+        committed = {*self.list_committed()}
+        yield from (name for name in committed if not self.task.is_editable(name))
+        ignored = self._git("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        names = [*map(PurePosixPath, filter(None, ignored.split("\0")))]
+        known = (*names, *map(PurePosixPath, committed))  # folders around them are listed, too, if all else is ignored
+        around = {folder for name in known for folder in name.parents}
+        yield from {str(name) for name in names if name not in around} - committed
+
+    def check_whole(self) -> None:
+        """Raise RepoError where git has not fetched all files of the commit that runs are laid out from."""
+        rows = self._git("rev-list", "--objects", "--missing=print", f"{self.get_start()}^{{tree}}")
+        if "\n?" in rows:
+            remedy = self.write_command("sparse-checkout", "disable")
+            raise RepoError(f"{self.home} is in a partial clone, without files that runs need: `{remedy}` fetches them")
 
     def has_mention(self, word: str) -> bool:
         """Return whether a Python file beside or below the script holds a word where the session begins."""
@@ -323,7 +347,8 @@ class Repo:
             *(f"M {mode} inline {paths[name]}\n{blob}" for name, mode, blob in zip(files, modes, blobs, strict=True)),
             "get-mark :1\n",
         ]
-        return self._git("fast-import", "--quiet", stdin="\n".join(stream))
+        exact = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.ignoreCase", "GIT_CONFIG_VALUE_0": "false"}
+        return self._git("fast-import", "--quiet", stdin="\n".join(stream), env=exact)  # runs tell Net.py from net.py
 
     def _is_commit(self, commit: str, parent: str, files: Mapping[str, str], message: str) -> bool:
         """Return True if a commit has this parent, these files and this message, whatever its date."""
@@ -366,6 +391,12 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
+    def _find_filters(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the filter of each file that has one, also where only the user's own settings say what it is."""
+        rows = self._git("check-attr", "-z", "--stdin", "filter", stdin="".join(f"{name}\0" for name in names))
+        found, none = rows.split("\0"), {"unspecified", "unset"}
+        return {name: at for name, at in zip(found[::3], found[2::3], strict=False) if at not in none}
+
     def _drop_filters(self) -> dict[str, str]:
         """Return the environment in which git starts no filter: the programs are the repository's, maybe a stranger's.
 
@@ -390,11 +421,13 @@ class Repo:
         """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         more = {**env, "GIT_INDEX_FILE": str(index)} if index else env
+        own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(resolve_home("~"))}
+        own |= {name: value for name, value in os.environ.items() if name == "XDG_CONFIG_HOME"}
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.folder,
-                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT, **more},
+                env={**own, **ENVIRONMENT, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,

@@ -267,7 +267,8 @@ def place(tmp_path_factory):
     (place / "toml/given/other.py").write_text("LR = 0.1  # 0.01..1 log\n")
     git(place, "add", ".")
     git(place, "commit", "-qm", "what a user has lying about")
-    (place / "toml/ignoring/.gitignore").mkdir(parents=True)
+    for name in (".gitignore", ".git"):
+        (place / "toml/ignoring" / name).mkdir(parents=True)
     git(place, "branch", "research/taken")
     (place / "late.py").write_text("LR = 0.1  # 0.01..1 log\n")
     make_odd_repositories(place / "odd")

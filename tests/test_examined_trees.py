@@ -270,6 +270,7 @@ def test_the_form_is_found_in_the_files(tmp_path):
     thin = {"train.py": "import model.net\n", "model/net.py": "import prepare\n"}
     assert find(several, **thin).form == "examined"
     assert find(several + "budget = 3").form == find(several, **{"train.py": "", "model/net.py": ""}).form == "reported"
+    assert find(several, **{"train.py": "", "model/net.py": "class {{name}}:"}).form == "reported"
     for own in ("prepare/__init__.py", "prepare.py"):
         (place / own).parent.mkdir(exist_ok=True)
         (place / own).touch()
@@ -291,6 +292,13 @@ def test_what_a_run_would_lack_is_said(tmp_path):
     assert any(
         "train.py imports util/text.py, which is not committed: `git -C" in result.message for result in night.check()
     )
+    (place / "util/text.py").unlink()
+    (place / "util/text.py").symlink_to("../other.py")
+    git(place, "add", "util/text.py")
+    git(place, "commit", "-qm", "a link")
+    said = [result.message for result in Preflight(night.options, "night", "optuna").check() if result.state == "bad"]
+    words = "train.py imports util/text.py, which is a symbolic link, and a run follows none: commit the file"
+    assert f"{words} in its place" in said
 
 
 # Nights

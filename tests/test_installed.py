@@ -107,7 +107,7 @@ def test_init_replaces_nothing(run, place):
     begun = run("init")
 
     assert begun.returncode == 0, begun.stderr
-    assert (place / ".gitignore").read_text() == "*.pyc\ndata/\nsessions/\n"
+    assert (place / ".gitignore").read_text() == "*.pyc\ndata/\n/sessions/\n"
     script = (place / "train.py").read_text()
     assert "evaluate_bpb" in script
     again = run("init")

@@ -267,6 +267,31 @@ def test_after_a_consolidation_the_researcher_is_told_what_came_of_the_runs_mean
     assert f"#{late.tried[-1].experiment} " in world.openings[1]
 
 
+@pytest.mark.parametrize("change", [{"stopping": "you asked to stop"}, {"fallback": "models are out"}])
+def test_no_model_is_asked_after_a_pause_in_which_that_became_needless(change):
+    state = make_state(5)
+    rule = th.KEEP_RULE.model_copy(update={"chronological": True})
+    state = replace(state, started=state.session.model_copy(update={"rule": rule}), fruitless=4)
+    log, world = synthetic.log(5), FakeWorld([])
+    log.state = state
+
+    async def pause(seconds, until, reason):
+        log.state = replace(state, **change)
+
+    async def propose(state, step):
+        return ["the optimizer's"]
+
+    world.pause, optimizer = pause, SimpleNamespace(propose=propose)
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: optimizer, str, lambda *page: "")
+
+    if "stopping" in change:
+        with pytest.raises(NoAnswer, match="you asked to stop"):
+            asyncio.run(crew.propose(state, Propose(state.next, 1, 0)))
+    else:
+        assert asyncio.run(crew.propose(state, Propose(state.next, 1, 0))) == ["the optimizer's"]
+    assert not world.openings
+
+
 def test_drafts_that_were_not_shown_outlive_a_rewriting():
     drafts = [synthetic.proposal(random.Random(i), title=f"Draft {i}", hypothesis="x" * 190) for i in range(7)]
     state = replace(make_state(5), shelved=tuple(drafts))

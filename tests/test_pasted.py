@@ -143,6 +143,17 @@ def test_the_lines_of_init(tmp_path):
     assert "✓ script    it " in checked
 
 
+def test_init_ignores_the_folders_of_nights_and_no_others(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code").mkdir()
+    for line in orchestrate(tmp_path, "init", "--script", "code/train.py").stdout.splitlines()[1:3]:
+        paste(tmp_path, line)
+    for name in ("data/a", "sessions/x/session.db", "code/data/rows.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert git(tmp_path, "status", "--porcelain") == "?? code/data/"
+
+
 @pytest.mark.parametrize(
     ("words", "option"),
     [

@@ -22,6 +22,7 @@ from orchestrator.core.state import (
     PooledVariance,
     State,
     Training,
+    apply,
     fold,
 )
 from orchestrator.policy import (
@@ -38,6 +39,7 @@ from orchestrator.policy import (
 from orchestrator.policy.evaluation_plan import draw_fresh_seed, draw_seed
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.schedule import find_due
+from orchestrator.policy.stack import plan_rebase
 
 SIGMA = 0.008
 MADE = ev.Committed(experiment=1, commit="c" * 40, parent=0, source="", fingerprint="", added=0, removed=0)
@@ -104,6 +106,64 @@ def with_rule(state: State, hours: float = 8.0) -> State:
     """Return the state of a session that records today's rule: long, at 60 s a run, or short."""
     limits = ev.SessionLimits(hours=hours)
     return replace(state, started=state.session.model_copy(update={"rule": thresholds.KEEP_RULE, "limits": limits}))
+
+
+@pytest.mark.parametrize("loss", [12.0, 20.0, 60.0])
+@pytest.mark.parametrize("seen", [5.0, 20.0])
+def test_nothing_seen_elsewhere_keeps_what_loses_on_the_branch(loss, seen):
+    state = with_rule(STATE)
+    moved = replace(candidate(-loss, state=state), earlier=((seen * SIGMA, SIGMA, 1),))
+
+    verdict = judge.judge(state, 1, moved)
+
+    assert isinstance(verdict, ev.Discarded)
+    assert verdict.probability < 0.01
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize("hours", [0.5, 8.0])
+def test_near_misses_that_lose_together_are_discarded_at_once(gain, hours):
+    state = with_rule(STATE, hours)
+    shown = ev.Discarded(experiment=1, mean=2.0, gain=gain * SIGMA, error=SIGMA, sigma=SIGMA, reason="")
+    parts = tuple(
+        Decided(n, BASELINE, shown.model_copy(update={"experiment": n}), (score(2.0),), MADE, None, None, 0)
+        for n in (1, 2)
+    )
+    state = replace(state, results=parts, next=3)
+    both = replace(candidate(-16.0, state=state), proposal=BASELINE.model_copy(update={"combines": (1, 2)}))
+
+    assert isinstance(judge.judge(state, 3, both), ev.Discarded)
+
+
+def test_a_candidate_that_is_what_it_was_has_its_runs_again_and_they_count_once():
+    state, runs = with_rule(STATE), {"experiment": 1, "onto": ""}
+    first, other = (MADE.model_copy(update={**runs, "source": source}) for source in ("a", "b"))
+    own = replace(candidate(3.0, state=state), commit=first)
+    seen = (3 * SIGMA, SIGMA, 1)
+    state = replace(state, open={1: own}, stacked={"a": Incumbent(1, own.scores, own.mean)})
+
+    def move(state, commit, earlier):
+        made = commit.model_copy(update={"earlier": earlier})
+        return apply(state, ev.Record(seq=1, at=state.now, task_id="rebase", event=made))
+
+    moved = move(state, other, seen)
+    assert (moved.open[1].scores, moved.open[1].earlier) == ((), (seen,))
+    back = move(moved, first, None)
+    assert (back.open[1].scores, back.open[1].earlier) == (own.scores, ())
+    assert move(back, other, seen).open[1].earlier == (seen,)
+    ids = [plan_rebase(one, 1, one.open[1], [state.best]).task_id for one in (state, moved, back)]
+    assert len({*ids}) == 3, "no step is due again once it has ended"
+
+    rule = thresholds.KEEP_RULE.model_copy(update={"consistent": False})
+    old = replace(moved, started=state.session.model_copy(update={"rule": rule}))
+    assert (move(old, first, None).open[1].scores, move(old, first, None).open[1].earlier) == ((), (seen,))
+    assert plan_rebase(old, 1, old.open[1], [state.best]).task_id == f"rebase 1 on {state.best}", "as it was"
+
+
+def test_what_lies_in_a_folder_of_seeds_is_not_one():
+    there = BASELINE.model_copy(update={"settings": {"seedling/train.py:LR": 0.02}})
+    assert not proposals.find_repeat(STATE, 1, there)
+    assert "another seed" in proposals.find_repeat(STATE, 1, BASELINE.model_copy(update={"settings": {"a.py:SEED": 2}}))
 
 
 def test_a_keep_of_a_long_night_takes_two_seeds():
@@ -754,6 +814,11 @@ def test_near_misses_are_tried_together_late_in_the_night():
     assert "#4" in found.rationale
     assert proposals.find_combination(replace(state, now=0.0)) is None, "more of them may come up"
     assert proposals.find_combination(replace(state, results=tuple(misses[1:]))) is None, "one alone is none"
+    limited = state.session.model_copy(update={"limits": ev.SessionLimits(hours=8, experiments=40)})
+    early = replace(state, started=limited, now=0.0)
+    for lost in (0, 30):
+        assert proposals.find_combination(replace(early, next=11 + lost, lost=lost)) is None, "30 are to go"
+    assert proposals.find_combination(replace(early, next=41, lost=0)), "none is"
     done = replace(misses[3], proposal=found)
     assert proposals.find_combination(replace(state, results=(*misses, done))) is None, "each takes part once"
     old = replace(state, started=state.session.model_copy(update={"rule": ev.KeepRule(risk=(3.0, 10.0))}))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,8 +142,9 @@ def test_a_seed_is_kept_only_where_the_script_fixes_one(tmp_path):
 
 
 def test_what_lies_in_no_run_is_named(tmp_path):
-    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin", "big.bin", "code/away"], "")
-    files |= {".gitattributes": "*.bin filter=lfs", "code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"}
+    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin", "big.bin", "key.txt", "code/away"], "")
+    files |= {".gitattributes": "*.bin filter=lfs\nkey.txt filter=crypt\n*.py filter=tidy"}
+    files |= {"code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"}
     place = ground(tmp_path / "place", files)
     for name, target in {"away": place.parent, "near": "../ä.txt", "mine": place / "code/blobs", "gone": "x"}.items():
         (place / "code" / name).unlink(missing_ok=True)
@@ -154,11 +156,22 @@ def test_what_lies_in_no_run_is_named(tmp_path):
     (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
     night = Preflight(Options(script=place / "code/train.py", unsafe=True), "night", "optuna")
     said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
-    where = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+    where = "what git tracks as a submodule, by a filter, as LFS, or as a link that leads out is in no run"
     assert said == [
         "uncommitted changes of ä.txt take no part: a run sees what is committed",
-        f'{where}: data = ["../big.bin", "away"] in nightshift.toml shows it as it lies here',
+        f'{where}: data = ["../big.bin", "../key.txt", "away"] in nightshift.toml shows it as it lies here',
     ]
+
+
+def test_a_clone_that_lacks_files_is_refused_with_what_fetches_them(tmp_path):
+    origin = ground(tmp_path / "origin", {"train.py": "LR = 1", "judge/rows.txt": "1"})
+    git(origin, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", "--filter=blob:none", "--sparse", f"file://{origin}", "place")
+    night = Preflight(Options(script=tmp_path / "place/train.py", unsafe=True), "night", "optuna")
+    refused = next(found.message for found in night.check() if found.state == "bad")
+    assert "is in a partial clone, without files that runs need" in refused
+    subprocess.run(refused.split("`")[1], shell=True, check=True)
+    night.repo.check_whole()
 
 
 def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):

@@ -307,3 +307,34 @@ def test_a_call_that_is_cancelled_counts_with_all_that_it_may_cost():
 
     assert live.spent == 0.3
     assert not live.reserved
+
+    log.write("", ev.Resumed())
+    assert log.state.usd == log.state.costs[1] == 0.3, "and so it does in the next life"
+    assert not log.state.reserved
+
+
+def test_however_often_a_night_is_killed_its_limit_holds():
+    log, billed = Memory(usd=1.0), 0.0
+
+    async def live_and_die(live):
+        call = asyncio.ensure_future(Recording(live, log, "implement 1", 1).reply(request(0.4, 0.4)))
+        await asyncio.sleep(0.5)
+        call.cancel()
+        await asyncio.wait([call])
+        return 0.4 * live.model.calls
+
+    for _ in range(5):
+        billed += run_virtually(live_and_die(Live(Model(), log)))
+        log.write("", ev.Resumed())
+
+    assert billed <= 1.0
+    assert log.state.usd == pytest.approx(0.8)
+
+
+def test_a_reply_takes_the_place_of_what_it_might_have_cost():
+    log = Memory(usd=1.0)
+    run_virtually(Recording(Live(Model(), log), log, "implement 1", 1).reply(request(0.3, 0.01)))
+    kinds = [record.event.kind for record in log.records]
+    assert [kind for kind in kinds if kind != "waiting"] == ["started", "reserved", "replied"]
+    log.write("", ev.Resumed())
+    assert log.state.usd == pytest.approx(0.01)

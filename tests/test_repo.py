@@ -292,7 +292,18 @@ def test_edits_that_are_not_committed_are_refused_with_both_ways_on(folder, repo
     subprocess.run(take, shell=True, check=True, env=ENV)
     assert repo.read_baseline() == "LR = 1  # edited\n"
     (folder / "train.py").unlink()
+    for words in (["status"], ["rm", "-q", "train.py"]):
+        git(folder, *words)
+        with pytest.raises(RepoError, match="has edits that are not committed") as caught:
+            repo.read_baseline()
+    take, leave = re.findall("`(.+?)`", str(caught.value))
+    subprocess.run(leave, shell=True, check=True, env=ENV)
+    assert repo.read_baseline() == "LR = 1  # edited\n"
+    git(folder, "mv", "train.py", "moved.py")
     with pytest.raises(RepoError, match="has edits that are not committed"):
+        repo.read_baseline()
+    subprocess.run(take, shell=True, check=True, env=ENV)
+    with pytest.raises(RepoError, match="does not exist in commit"):
         repo.read_baseline()
 
 
@@ -380,6 +391,31 @@ def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory
     subprocess.run([sys.executable, "-c", program, folder / "train.py"], env=stray, check=True, capture_output=True)
     assert git(folder, "for-each-ref", "refs/nightshift")
     assert not git(other, "for-each-ref", "refs/nightshift")
+
+
+def test_the_users_home_is_known_and_the_users_settings_are_not_read(folder):
+    home = folder / "home"
+    (home / ".config/git").mkdir(parents=True)
+    (home / ".config/git/ignore").write_text("/home/\n/scratch.py\n")
+    (home / ".gitconfig").write_text("[this is no setting\n")
+    (folder / "scratch.py").touch()
+    git(folder, "config", "core.hooksPath", "~/hooks")
+    git(folder, "config", "include.path", "~/more")
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.repo import Repo;"
+        "print(Repo(Path(sys.argv[1]), 'may').list_untracked())"
+    )
+    env = environment(HOME=str(home))
+    env.pop("XDG_CONFIG_HOME", None)
+    words = [sys.executable, "-c", program, folder / "train.py"]
+    assert subprocess.check_output(words, env=env, text=True) == "[]\n"
+
+
+def test_a_filter_of_which_only_the_users_own_settings_know_is_told(folder, repo):
+    (folder / ".git/info/attributes").write_text("*.py filter=tidy\n")
+    (folder / "train.py").write_text("LR = 1 # as it is shown\n")
+    with pytest.raises(RepoError, match="its filter tidy is not run here: set -filter"):
+        repo.read_baseline()
 
 
 def test_stale_locks_of_our_own_refs_are_removed_and_no_others(folder, repo):

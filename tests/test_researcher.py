@@ -282,6 +282,21 @@ def test_a_step_of_several_files_is_measured_with_the_edits_in_their_places():
     assert "occurs in " in ask_for(settings={}, edits={" = 4\n": " = 5\n"}).text
 
 
+@pytest.mark.parametrize(
+    ("settings", "way"),
+    [
+        ({"A": 0.06}, "up"),
+        ({"A": 0.01}, "down"),
+        ({"A": "x"}, None),
+        ({"A": 1, "B": 2}, None),
+        ({"B": 2}, None),
+        ({}, None),
+    ],
+)
+def test_a_change_goes_in_the_direction_of_its_values(settings, way):
+    assert researcher.find_direction(settings, {"A": 0.02, "B": "text"}) == way
+
+
 def test_the_tools_are_the_same_before_the_baseline_is_measured():
     best = LOG.state.incumbent
     scores = tuple(score.model_copy(update={"telemetry": {"step/calls": (2e11,)}}) for score in best.scores)

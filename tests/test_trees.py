@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.agents.fidelity import find_deviation
 from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.task_file import find_task
 from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge
@@ -131,6 +132,15 @@ def test_a_pattern_reaches_no_further_than_it_says(path, may):
     assert task.is_editable(path) is may
 
 
+def test_two_stars_and_a_slash_also_stand_for_no_folder(tmp_path):
+    lines = "editable = ['train.py', 'model/**/*.py']\nprotected = ['model/eval/**/**/*', '**/*.txt']\ncommand = 'x'"
+    (tmp_path / "nightshift.toml").write_text(lines)
+    task = find_task(tmp_path / "train.py")
+    assert task.protected == ("model/eval/*", "*.txt")
+    there = [f"model/{name}.py" for name in ("net", "a/b/net", "eval/judge", "eval/a/judge")]
+    assert [name for name in there if task.is_editable(name)] == there[:2]
+
+
 # The mechanic's tools
 
 
@@ -204,6 +214,32 @@ def test_a_commit_has_all_changed_files_and_the_run_sees_them(tmp_path):
     assert repo.list_changed() == ["deep/helper.py"]
 
 
+def test_a_run_has_what_is_committed_whatever_gitattributes_and_gitmodules_say_now(tmp_path):
+    place = ground(tmp_path / "place", {"deep/train.py": "", "rows.txt": "a\n", ".gitmodules": ""})
+    (place / "sub").mkdir()
+    git(place, "config", "-f", ".gitmodules", "submodule.sub.path", "sub")
+    git(place, "update-index", "--add", "--cacheinfo", f"160000,{git(place, 'rev-parse', 'HEAD')},sub")
+    git(place, "commit", "-qam", "a submodule")
+    (place / ".gitattributes").write_text("*.txt text eol=crlf\n")
+    with (place / ".gitmodules").open("a") as file:
+        file.write("# edited\n")
+    for name in ("sub", "rows.txt"):
+        repo = Repo(place / "deep/train.py", "may", Task(form="reported", data=(f"../{name}",)))
+        repo.extract(repo.get_start(), work := tmp_path / name, "LR = 1\n")
+        left = {"rows.txt": ["deep/train.py", "sub"], "sub": ["deep/train.py", "rows.txt"]}[name]
+        assert [at for at in ("deep/train.py", "rows.txt", "sub") if (work / at).exists()] == left
+    assert (work.with_name("sub") / "rows.txt").read_bytes() == b"a\n"
+
+
+def test_a_repository_that_was_made_where_names_have_no_case_keeps_both_files(tmp_path):
+    place = ground(tmp_path / "place", FILES)
+    git(place, "config", "core.ignoreCase", "true")
+    repo, files = Repo(place / "train.py", "may", TASK), TREE | {"model/Net.py": "WIDTH = 1\n"}
+    commit = repo.commit(1, repo.get_start(), join_files(files), "candidate")
+    assert split_files(repo.read_source(commit)) == files
+    assert repo.commit(1, repo.get_start(), join_files(files), "candidate") == commit
+
+
 def test_a_file_may_lie_where_a_folder_was_and_a_folder_where_a_file_was(tmp_path):
     task = Task(form="reported", editable=("train.py", "m*", "n*"))
     place = ground(tmp_path / "place", {f"deep/{name}": "" for name in ("train.py", "m/a/x.py", "n", "other")})
@@ -231,6 +267,28 @@ def test_no_candidate_leaves_the_folder_of_its_run(tmp_path):
     linked.extract(repo.get_start(), tmp_path / "work2", join_files({"train.py": "", "link/x.py": "x"}))
     assert (tmp_path / "work2/link/x.py").read_text() == "x"
     assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("line", ["", "import prepare"])
+def test_no_candidate_takes_the_place_of_what_the_user_has_there(tmp_path, line):
+    toml = "editable = ['train.py', '*.py']\n"
+    files = {"train.py": line, "nightshift.toml": toml, "forced/net.py": ""}
+    place = ground(tmp_path / "place", files | {".gitignore": "own.py\n/out/\n"})
+    (place / ".gitignore").write_text("own.py\n/out/\n/forced/\n")
+    (place / "link").symlink_to("elsewhere")
+    git(place, "update-index", "--add", "--cacheinfo", f"160000,{git(place, 'rev-parse', 'HEAD')},sub")
+    git(place, "add", "link")
+    git(place, "commit", "-qm", "what a candidate would replace")
+    for name in ("model/own.py", "out/x"):
+        (place / name).parent.mkdir()
+        (place / name).write_text("hours of work")
+    git(place, "rm", "-q", "--cached", "forced/net.py")  # as on another branch
+    tree = Preflight(Options(script=place / "train.py"), "night", "optuna").tree
+
+    tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/x.py": "", "forced/net.py": ""}))
+    for number, name in enumerate(("sub/x.py", "link/x.py", "model/own.py", "out/y.py")):
+        with pytest.raises(FileExistsError, match=name):
+            tree.lay_out(tmp_path / f"{number}", join_files({"train.py": "", name: ""}))
 
 
 def test_a_script_that_may_not_change_reads_the_seed_of_a_run_too(tmp_path):

@@ -15,6 +15,7 @@ from orchestrator.policy.limits import compute_pause, explain_cap, explain_conso
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
+from prepare.constants import read_values
 from prepare.tree import join_files, split_files
 from subagents import PromptError, mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
@@ -67,6 +68,8 @@ class ClaudeCrew:
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
             state = self.log.state if state.session.rule.chronological else state
+            if state.fallback:
+                return await self.get_optimizer().propose(state, step)
         if reason := explain_consolidation(state):
             noted = await self._consolidate(state, step, reason)
             state = self.log.state if state.session.rule.chronological else noted
@@ -81,7 +84,11 @@ class ClaudeCrew:
         agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None, "combines": ()}, state.session.task.metric.sign
-        return [d.model_copy(update={**own, "expected_delta": sign * d.expected_delta}) for d in answer.proposals]
+        drafts = [d.model_copy(update={**own, "expected_delta": sign * d.expected_delta}) for d in answer.proposals]
+        if not state.session.rule.consistent:
+            return drafts
+        values = read_values(source)
+        return [d.model_copy(update={"direction": researcher.find_direction(d.settings, values)}) for d in drafts]
 
     async def _consolidate(self, state: State, step: Propose, reason: str) -> State:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""

@@ -8,7 +8,7 @@ from typing import Annotated, cast, get_args
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, Started, parse_value
+from orchestrator.core.events import Digest, Direction, Family, Notebook, Noted, Proposal, Started, parse_value
 from orchestrator.core.state import UNTESTED, FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
@@ -84,6 +84,15 @@ def make_agent(
         return "The notebook is rewritten."
 
     return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)
+
+
+def find_direction(settings: Mapping[str, Value], values: Mapping[str, Value]) -> Direction | None:
+    """Return which way a single number is changed; None for other settings."""
+    match list(settings.items()):
+        case [(name, int() | float() as new)] if isinstance(old := values.get(name), int | float):
+            return "up" if new > old else "down"
+        case _:
+            return None
 
 
 def find_notebook_fault(state: State, notebook: Notebook) -> str:

@@ -1,5 +1,6 @@
 """The command that makes a folder ready: a training script to start from, nightshift.toml, and lines of .gitignore."""
 
+from os.path import relpath
 from pathlib import Path
 
 import typer
@@ -21,7 +22,10 @@ def init(context: typer.Context) -> None:
     adds data/ and sessions/ to .gitignore. A file that is there is never replaced.
     """
     paths: Paths = context.obj
-    script, ignore = paths.script, paths.script.with_name(".gitignore")
+    script, folder = paths.script, paths.script.parent.resolve()
+    top = next((at for at in (folder, *folder.parents) if (at / ".git").exists()), None)
+    is_here = Path.cwd().is_relative_to(top or folder)  # else data and sessions lie outside the repository
+    ignore = Path(".gitignore") if is_here else script.with_name(".gitignore")
     prepared = (paths.data / MANIFEST_FILE).exists()
     profile = from_manifest(load(paths.data)) if prepared else find_profile("auto")
     source = apply_to_script(read_baseline(), profile)
@@ -37,12 +41,12 @@ def init(context: typer.Context) -> None:
     if not (path := script.with_name(NAME)).exists():
         text = (Path(__file__).parent / "templates" / NAME).read_text("utf-8")
         path.write_text(text.replace("train.py", script.name), "utf-8")
-    missing = [at for at in ("data/", "sessions/") if at not in known.split()]
+    missing = {"data", "sessions"} - {line.strip("/") for line in known.split()}
     with ignore.open("a", encoding="utf-8") as file:
-        file.write("\n" * (known[-1:] > "\n") + "".join(f"{at}\n" for at in missing))
-    begin = "" if any((at / ".git").exists() for at in script.absolute().parents) else f"{write_git(script, 'init')}\n"
+        file.write("\n" * (known[-1:] > "\n") + "".join(f"/{at}/\n" for at in sorted(missing)))
+    begin = "" if top else f"{write_git(script, 'init')}\n"
     print(f"{script} is a script for profile {profile.name}. To start from it:\n{begin}", end="")
-    print(write_git(script, "add", script.name, NAME, ignore.name))
+    print(write_git(script, "add", script.name, NAME, relpath(ignore, script.parent)))
     print(write_git(script, "commit", "-m", "a script to start from"))
     data = ["--data", str(paths.data)] if paths.data != Paths.data else []
     print("" if prepared else f"{write_command('prepare', *data)}\n", end="")

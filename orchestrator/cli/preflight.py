@@ -185,13 +185,14 @@ class Preflight:
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
         script, repo, commit = self.options.script, self.repo, self.repo.get_start()
+        begins = split_files(self.source) if self.parent or self.beginning else {}  # a keep may have added files
+        others = frozenset(repo.list_others() if repo.task.has_tree else ()) - begins.keys()
         if self.task.is_reported:
-            return TaskFolder(self.task, repo, commit)
+            return TaskFolder(self.task, repo, commit, others)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
         files = split_files(Repo(script, self.name, python).read_source(commit))
         modules = {path: text for path, text in files.items() if not repo.task.is_editable(path)}
-        there = repo.list_committed() if repo.task.has_tree else []
-        return ScriptTree(repo.task, modules, frozenset(path for path in there if not repo.task.is_editable(path)))
+        return ScriptTree(repo.task, modules, others)
 
     @property
     def venv(self) -> str:
@@ -336,10 +337,17 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        if not self.parent and (missing := find_forgotten(self._seen or files, self.repo.list_untracked())):
+        seen = self._seen
+        if not self.parent and (missing := find_forgotten(seen or files, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")
+        there = self.repo.list_committed() if seen and not self.parent else ()
+        if linked := find_forgotten(seen, (at for at in there if (self.repo.home / at).is_symlink())):
+            words = f"imports {', '.join(linked)}, which is a symbolic link, and a run follows none"
+            raise UsageError(f"{script.name} {words}: commit the file in its place")
+        if self.task.is_reported:
+            self.repo.check_whole()
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     @property
@@ -357,7 +365,7 @@ class Preflight:
             words = "take no part: a run sees what is committed"
             yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
         if absent := [*self.repo.list_absent()] if self.task.is_reported else []:
-            which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+            which = "what git tracks as a submodule, by a filter, as LFS, or as a link that leads out is in no run"
             words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
             yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
         if Path(TASK_FILE).is_file() and not self.options.script.with_name(TASK_FILE).is_file():

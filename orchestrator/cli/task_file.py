@@ -23,6 +23,7 @@ from subagents.files import list_imports
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "fixed", "is_repeated"}
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
+_DEEP = re.compile(r"(\*\*/)+(?=\*)")  # any folder or none, as a * that crosses folders stands for by itself
 
 
 def find_task(script: Path) -> Task:
@@ -89,9 +90,10 @@ def read_task(script: Path) -> Task:
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
-        if names := [normpath(name) for name in given.protected]:
-            names = [f"{name}/*" if (path.parent / name).is_dir() else name for name in names]
-            given = given.model_copy(update={"protected": (*names,)})
+        if given.editable or given.protected:
+            editable, names = ([_DEEP.sub("", at) for at in each] for each in (given.editable, given.protected))
+            names = [f"{name}/*" if (path.parent / name).is_dir() else name for name in map(normpath, names)]
+            given = given.model_copy(update={"editable": (*editable,), "protected": (*names,)})
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
@@ -101,6 +103,11 @@ def read_task(script: Path) -> Task:
         words += ": letters, digits and . / - alone; a pattern finds any other" * (key == "metric.name")
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
+    for at in (at for at in (*given.editable, *given.protected) if "**/" in at):
+        both = f"{at.replace('**/', '')} and {at.replace('**/', '*/')}"
+        raise UsageError(f"{path}: {at}: here **/ stands for one folder or more, unless a * follows: name {both}")
+    if both := [at for at in given.editable if at in given.protected]:
+        raise UsageError(f"{path}: {both[0]} is both editable and protected: name it in one of them")
     try:
         parse_pattern(given.metric.pattern)
     except ValueError as error:
@@ -121,7 +128,7 @@ def read_task(script: Path) -> Task:
 def _is_one_program(command: str) -> bool:
     """Return whether what is added to the end of a command is an argument of what it runs: no pipe, list or `sh -c`."""
     bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", "x", command.strip(), flags=re.DOTALL)
-    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+-\w*c\s", bare)
+    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+((-\w*o\s+\w+|-\S+)\s+)*-\w*c\s", bare)
 
 
 def _read(path: Path) -> str:
@@ -132,12 +139,15 @@ def _read(path: Path) -> str:
 
 
 def _has_protocol(folder: Path, main: str, task: Task) -> bool:
-    """Return whether a script or an editable file imports our `prepare`, or cannot be read, which is said elsewhere."""
+    """Return whether a script or an editable file imports our `prepare`, or it cannot be read, which is said elsewhere.
+
+    Another file that cannot is perhaps one that git ignores.
+    """
     if has_own_prepare(folder / main):
         return False
     there = folder.rglob("*.py") if task.editable else ()
     editable = (path for path in there if task.is_editable(path.relative_to(folder).as_posix()))
-    return any(map(_has_import, chain([folder / main], editable)))
+    return _has_import(folder / main, unread=True) or any(map(_has_import, editable))
 
 
 def has_own_prepare(script: Path) -> bool:
@@ -146,9 +156,9 @@ def has_own_prepare(script: Path) -> bool:
     return any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside)
 
 
-def _has_import(path: Path) -> bool:
+def _has_import(path: Path, *, unread: bool = False) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, *NOT_PYTHON):
-        return True
+        return unread
     return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))

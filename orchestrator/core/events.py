@@ -202,6 +202,9 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     chronological: bool = False
     """Whether, with several slots, the order of events tells what came first, as numbers did before, the optimizer is
     asked once at a time, and a change is tried and told only from the values that it was proposed from."""
+    consistent: bool = False
+    """Whether nothing seen elsewhere counts against a clear loss on the branch, a run counts once however often its
+    candidate is moved, and a change goes in the direction of its values, whatever its author says."""
 
 
 class SessionSettings(Frozen):
@@ -642,6 +645,13 @@ class ConversationOpened(ExperimentEvent, kind="opened"):
     limits: dict[str, int] = {}  # turns, tokens of a reply and of all, as the prompt's front matter has them
 
 
+class Reserved(ExperimentEvent, kind="reserved"):
+    """What a request may cost at most, where dollars are limited; it is spent if there is no reply to it."""
+
+    agent: str
+    usd: float
+
+
 class ModelReplied(ExperimentEvent, kind="replied"):
     """A model's whole answer, block by block as it came."""
 
@@ -672,7 +682,7 @@ ProposalEvent = Proposed | Noted | Unanswered | FellBack | Refused | Abandoned |
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
-AgentEvent = Waiting | ConversationOpened | ModelReplied | ModelReplaced | ToolUsed
+AgentEvent = Waiting | ConversationOpened | Reserved | ModelReplied | ModelReplaced | ToolUsed
 AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 

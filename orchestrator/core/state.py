@@ -43,6 +43,8 @@ class Candidate:
     scores: tuple[ev.Scored, ...] = ()
     repairs: int = 0
     earlier: tuple[tuple[float, float, int], ...] = ()  # gain, error and runs on earlier parents
+    origins: tuple[ev.Digest, ...] = ()  # the sources that it had there
+    moves: int = 0  # how often it was given another parent
 
     @property
     def mean(self) -> float:
@@ -249,6 +251,8 @@ class State:
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
     """Dollars that models cost, by experiment: a joint request counts for the first, one without answer for none."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
+    reserved: Mapping[str, ev.Reserved] = field(default_factory=dict[str, ev.Reserved])
+    """What the requests that are not answered yet may cost, by task."""
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
     consolidated: int = 0  # how many closed experiments the last consolidation was told of
@@ -365,6 +369,7 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Started() as event:
             return replace(state, started=event, started_at=record.at)
         case ev.Resumed():
+            state = _count_lost(state, *state.reserved.values())
             return _restart(replace(state, away=state.away + record.at - before))
         case ev.Forked() as event:
             settings = {name: getattr(event, name) for name in ev.SessionSettings.model_fields}
@@ -397,7 +402,11 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, fallback=reason, fruitless=0)
         case ev.Waiting() as event:
             return replace(state, waiting={**state.waiting, record.task_id: event})
+        case ev.Reserved() as event:
+            state = _count_lost(state, *filter(None, [state.reserved.get(record.task_id)]))
+            return replace(state, reserved={**state.reserved, record.task_id: event})
         case ev.ModelReplied(agent=agent) as event:
+            state = replace(state, reserved={n: each for n, each in state.reserved.items() if n != record.task_id})
             usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
             waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
             costs = {**state.costs, event.experiment: state.costs.get(event.experiment, 0.0) + (event.usd or 0.0)}
@@ -483,14 +492,19 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
 
 
 def _move_candidate(state: State, old: Candidate, commit: ev.Committed) -> State:
-    """Give a candidate another parent, which may be open."""
+    """Give a candidate another parent, which may be open; if it has run as this source before, those runs are back."""
     if commit.onto:
         stages = (stage for number, stage in state.open.items() if number == commit.parent)
         closed = (result for result in reversed(state.results) if result.experiment == commit.parent)
         parent = next(chain(stages, closed)).commit
         state = replace(state, parents={commit.parent: parent, **state.parents} if parent else state.parents)
-    earlier = (*old.earlier, commit.earlier) if commit.earlier else old.earlier
-    return _set_stage(state, commit.experiment, replace(old, commit=commit, scores=(), earlier=earlier))
+    shown = [*zip(old.origins, old.earlier, strict=True), *[(old.commit.source, commit.earlier)] * bool(commit.earlier)]
+    runs, scores = state.stacked.get(commit.source) if state.session.rule.consistent else None, ()
+    if runs and runs.experiment == commit.experiment:
+        shown, scores = [pair for pair in shown if pair[0] != commit.source], runs.scores
+    origins, earlier = tuple(source for source, _ in shown), tuple(found for _, found in shown if found)
+    moved = replace(old, commit=commit, scores=scores, earlier=earlier, origins=origins, moves=old.moves + 1)
+    return _set_stage(state, commit.experiment, moved)
 
 
 def _set_scores(state: State, number: int, candidate: Candidate) -> State:
@@ -579,10 +593,20 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
     return fmean(score.val_bpb for score in scores)
 
 
+def _count_lost(state: State, *lost: ev.Reserved) -> State:
+    """Count requests as spent whose replies are lost, since they may be billed."""
+    usage, costs = {**state.usage}, {**state.costs}
+    for request in lost:
+        before = usage.get(request.agent, Usage())
+        usage[request.agent] = replace(before, usd=before.usd + request.usd)
+        costs[request.experiment] = costs.get(request.experiment, 0.0) + request.usd
+    return replace(state, usage=usage, costs=costs)
+
+
 def _restart(state: State) -> State:
     """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop or pause."""
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
     incumbent = replace(state.incumbent, failures=0) if state.incumbent else None
     state = replace(state, incumbent=incumbent, lost_fresh=0)
-    return replace(state, open=stages, reruns={}, waiting={}, paused="", stopping="", ended="")
+    return replace(state, open=stages, reruns={}, waiting={}, reserved={}, paused="", stopping="", ended="")

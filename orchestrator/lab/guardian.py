@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 """A keyring of its own instead of the user's session keyring."""
 TICK = 0.02  # seconds between two checks for the command's end
-KILL_PATIENCE = 20.0  # seconds to wait for killed processes; what is left after that is stuck in the kernel
+KILL_PATIENCE = 50.0  # seconds to wait for killed processes; what is left after that is stuck in the kernel
 LOOKS = 3  # a process that forks and ends in the middle of a look can be missed by it
 REAPED = 10_000  # most ends that are collected before a look, since what forks and ends goes on meanwhile
 

@@ -30,7 +30,7 @@ from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command, list_parts
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
-from orchestrator.lab.tree import ScriptTree
+from orchestrator.lab.tree import ScriptTree, check_places
 from orchestrator.repo import Repo
 from prepare.files import resolve_home
 from prepare.manifest import compute_sha256
@@ -82,6 +82,8 @@ class TaskFolder:
     task: Task
     repo: Repo
     commit: str
+    others: frozenset[str] = frozenset()
+    """Where no candidate may have a file: see check_places."""
     venv: Path | None = field(init=False)
     """The .venv beside the script, or above it in the repository: found once, since a run without it would be scored
     like any."""
@@ -103,6 +105,7 @@ class TaskFolder:
         for name in (os.path.relpath(self.python, self.repo.folder), *self.task.data):
             if not self._find_data(name).exists():  # a share or a disk that is away, a .venv that is being made anew
                 raise MachineError(f"{name}, which a run needs, is not there")
+        check_places(source, self.others)
         self.repo.extract(self.commit, work, source)
         if (tmp := work / "tmp").is_symlink():  # as on clusters, to a folder of the user's
             tmp.unlink()

@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ class ScriptTree:
     modules: Mapping[str, str] = field(default_factory=dict[str, str])
     """The other Python files beside the script, as git has them, by path."""
     others: frozenset[str] = frozenset()
-    """All paths that git tracks and no candidate may change."""
+    """Where no candidate may have a file: see check_places."""
 
     @property
     def script(self) -> str:
@@ -42,13 +41,21 @@ class ScriptTree:
     def lay_out(self, work: Path, source: str) -> None:
         """Write the files of a candidate's run into its folder. Raises MachineError, OSError."""
         files = self.select(source)
-        folders = {str(folder) for other in self.others for folder in PurePosixPath(other).parents}
-        for name in files.keys() - self.others:  # a commit with it would delete what it takes the place of
-            if name in folders or not self.others.isdisjoint(map(str, PurePosixPath(name).parents)):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        check_places(source, self.others)
         for name, text in files.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).write_text(text, "utf-8", "surrogateescape")
+
+
+def check_places(source: str, others: frozenset[str]) -> None:
+    """Raise FileExistsError for a candidate's file in the place of others: git tracks them, or ignores what lies there.
+
+    A commit with it would delete the former, and a merge of that the latter.
+    """
+    folders = {str(folder) for other in others for folder in PurePosixPath(other).parents}
+    for name in split_files(source):
+        if name in folders or not others.isdisjoint(map(str, (name, *PurePosixPath(name).parents))):
+            raise FileExistsError(errno.EEXIST, "what lies there may not change", name)
 
 
 def find_modules(files: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:

@@ -46,7 +46,11 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if reverted:
         prior = evidence.assess_keep(state, reverted.experiment, prior).mirror()
         outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1, risk=0.0)
-    posterior = belief.infer(evidence.include_earlier(prior, candidate, found.sigma), found.gain, found.error)
+    if state.session.rule.consistent and found.gain < -th.CLEAR * found.error:
+        known = prior if reverted else outlook.prior  # beside a clear loss, what was seen elsewhere would cancel it
+    else:
+        known = evidence.include_earlier(prior, candidate, found.sigma)
+    posterior = belief.infer(known, found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
     if decision == "again" and not is_last:

@@ -25,7 +25,7 @@ from orchestrator.policy.thresholds import (
 
 def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     """Return why a proposal is a repeat of an earlier or current one; empty if it is new."""
-    if any("seed" in name.lower() for name in proposal.settings):
+    if any("seed" in name.rpartition(":")[2].lower() for name in proposal.settings):  # before it may stand a path
         return "another seed is not an improvement: the orchestrator assigns the seeds"
     if not proposal.settings:
         return ""
@@ -189,7 +189,7 @@ def _is_late(state: State, extra: int, more: int) -> bool:
     """Return whether these runs, and `more` on each slot, no longer fit before the certificate."""
     limit = state.session.limits.experiments
     fits = has_time_for(state, count_certificate_rounds(state) + more + ceil(extra / state.session.slots))
-    return not fits or (limit is not None and limit - state.next < extra)
+    return not fits or (limit is not None and limit + state.lost - state.next < extra)
 
 
 @remember

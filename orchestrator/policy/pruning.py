@@ -5,6 +5,7 @@ metrics whose scale is not the loss's, prune by significance (0017).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import fsum, hypot, inf, sqrt
 from statistics import StatisticsError, fmean, linear_regression
 
@@ -13,7 +14,7 @@ from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Candidate, Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.belief import Belief, Outlook, infer
-from orchestrator.policy.evidence import estimate_sigma, learn_outlook
+from orchestrator.policy.evidence import estimate_sigma, include_earlier, learn_outlook
 from orchestrator.policy.limits import remember, remember_each
 
 
@@ -27,18 +28,20 @@ def compute_thresholds(
     if not (state.session.rule.prunes_by_gain and state.session.task.metric.is_bpb):
         return tuple(_list_thresholds(state, best))
     paired = [score for score in best.scores if score.seed == seed] or best.scores
-    return tuple(_list_limits(state, paired, candidate.proposal)) if candidate.proposal.is_idea else ()
+    return tuple(_list_limits(state, paired, candidate)) if candidate.proposal.is_idea else ()
 
 
-def _list_limits(state: State, base: Sequence[ev.Scored], proposal: ev.Proposal) -> Iterator[ev.PruningThreshold]:
+def _list_limits(state: State, base: Sequence[ev.Scored], candidate: Candidate) -> Iterator[ev.PruningThreshold]:
     """Yield the losses from which on finishing promises less than it costs, against runs of the incumbent."""
     outlook, sigma, last = learn_outlook(state), estimate_sigma(state), average_recent_loss(base, th.CHECKPOINTS[-1])
     scale = fmean(score.val_bpb for score in base) / last / sigma if last else 0.0  # σ for a unit of loss
     runs = [*(past.gaps for past in state.session.earlier), *list_gaps(state).values()]
     first = [gap for gaps in runs for gap in gaps if gap.progress == th.CHECKPOINTS[0]]
     misled = estimate_misled(outlook.prior, [(scale * gap.gap, gap.deficit / sigma) for gap in first])
+    if state.session.rule.consistent:
+        outlook = replace(outlook, prior=include_earlier(outlook.prior, candidate, sigma))
     for progress in th.CHECKPOINTS:
-        if proposal.family == "schedule" and progress < th.CHECKPOINTS[-1]:
+        if candidate.proposal.family == "schedule" and progress < th.CHECKPOINTS[-1]:
             continue  # its curve differs on the way for other reasons than its effect
         usual, gap = average_recent_loss(base, progress), find_limit(outlook, misled, progress)
         if usual is not None and gap < inf and scale > 0:

@@ -51,9 +51,10 @@ def plan_rebase(state: State, number: int, candidate: Candidate, stack: Sequence
     """Return the step that gives a candidate another parent: the end of the stack if it has run, else the best."""
     tail, has_run = next(n for n in reversed(stack) if n != number), candidate.scores or candidate.earlier
     commit = state.open[tail].commit if tail != state.best and has_run else None
+    again = f" after {candidate.moves}" * state.session.rule.consistent  # no step is due again once it has ended
     if commit is None or candidate.proposal.reverts is not None:
-        return steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
-    return steps.Edit(number, f"stack {number} on {tail} as {commit.source}", "rebased", tail)
+        return steps.Edit(number, f"rebase {number} on {state.best}{again}", "rebased")
+    return steps.Edit(number, f"stack {number} on {tail} as {commit.source}{again}", "rebased", tail)
 
 
 def sum_up(state: State, candidate: Candidate) -> tuple[float, float, int] | None:

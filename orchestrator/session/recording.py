@@ -37,7 +37,7 @@ class Live:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def reply(self, request: Request, on_wait: OnWait, experiment: int) -> Reply:
+    async def reply(self, request: Request, on_wait: OnWait, experiment: int, task_id: str) -> Reply:
         if cap := explain_cap(self.log.state, experiment):
             return Reply.from_error("capped", cap)
         most = self.model.at_most(request) or 0.0
@@ -47,6 +47,8 @@ class Live:
             return Reply.from_error("unaffordable", reason)
         usd = most  # one that is cancelled may still be billed
         try:
+            if self.limit is not None and most:
+                await self.log.append(task_id, ev.Reserved(experiment=experiment, agent=request.agent, usd=most))
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0
             fault = _find_fault(reply.message)
@@ -130,7 +132,7 @@ class Recording:
         await self.outside.pause(seconds)
 
     async def reply(self, request: Request) -> Reply:
-        reply = await self.outside.reply(request, self._wait, self.experiment)
+        reply = await self.outside.reply(request, self._wait, self.experiment, self.task_id)
         parts = [part for said in request.messages if said.get("role") == "user" for part in said["content"]]
         words = [part.get("text", part.get("content")) for part in parts if part.get("tool_use_id") not in self.used]
         told, self.known = words[self.known or len(words) :], len(words)

@@ -128,8 +128,10 @@ class Tape(Log):
 
     async def reply(self, *_: object) -> Reply:
         """Return the recorded reply. The request is compared when the reply is appended."""
-        while isinstance(event := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
+        event = await self.expect(ev.ModelReplied, ev.Waiting, ev.Reserved)
+        while not isinstance(event, ev.ModelReplied):
             await self.append(_get_task_id(), event)
+            event = await self.expect(ev.ModelReplied, ev.Waiting, ev.Reserved)
         return Reply(event.message, event.tokens.model_dump(), event.usd)
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:

@@ -106,7 +106,7 @@ class Terminal:
                     self.talks[record.task_id], self.spent[record.task_id] = record, 0.0
                 case ev.ModelReplied(usd=usd):
                     self.spent[record.task_id] += usd or 0.0
-                case ev.ToolUsed():
+                case ev.ToolUsed() | ev.Reserved():
                     pass
                 case event if not self.is_live:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
