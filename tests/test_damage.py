@@ -473,6 +473,12 @@ def test_places_count_in_no_other_folder_than_the_one_they_were_written_in(tmp_p
             assert "mailed/night/places.json was not written by a night in this folder, so it is not read" in told
             assert "git repository" in fault
 
+    odd = {"inode": (tmp_path / "s/night").stat().st_ino, "odd": 1}
+    (tmp_path / "s/night/places.json").write_text(json.dumps(odd))
+    shutil.copyfile(GOLDEN[1], tmp_path / "s/night/mailed.db")
+    assert "is damaged: delete it" in run("fork", "s/night/session.db", "--at", "9")[2]
+    assert "git repository" in run("fork", "s/night/mailed.db", "--at", "9")[2], "it came from elsewhere"
+
 
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo("pipe.db")

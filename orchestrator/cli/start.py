@@ -207,7 +207,9 @@ def _start_fork(
     with opt.read_session(plan.options, parent, salvage=plan.options.salvage) as old:
         if at > len(old.records):
             raise opt.UsageError(f"{parent} has only {len(old.records)} events")
-        state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
+        state, options = fold(old.records[:at]), plan.options
+        if old.path.name == "session.db":  # any other file may have come from elsewhere, also beside it
+            options = options.recall(old.path.parent, context)
         crew = opt.choose_crew(context, plan.crew or state.session.crew)
         name = plan.name or invent_name(options)
         prompts = {} if crew == "optuna" else read_prompts(old, state)
