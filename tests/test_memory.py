@@ -84,6 +84,17 @@ def test_what_a_fork_shares_counts_once_and_what_cannot_be_compared_not_at_all(s
     assert variance == first.state.variance
 
 
+def test_many_forks_of_a_night_leave_room_for_the_others(tmp_path):
+    simulate(tmp_path, "other", seed=8).close()
+    first = simulate(tmp_path, "first")
+    for number in range(10):
+        first.fork(tmp_path / f"fork-{number}" / "session.db", len(first.records)).close()
+
+    found, _ = recall_results(tmp_path, PROFILE, EXAMINED)
+
+    assert {past.session for past in found} == {"other", "first"}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_second_night_repeats_nothing_that_the_first_refuted(tmp_path, earlier, seed):
     session = simulate(tmp_path, "second", seed=seed, earlier=earlier)

@@ -281,6 +281,22 @@ def test_a_file_from_elsewhere_runs_no_command_and_shows_no_folder_that_the_user
     assert f"write the same into {place / 'nightshift.toml'}" in str(error.value)
 
 
+def test_a_resumed_session_tells_what_nightshift_toml_says_in_vain(tmp_path):
+    place = ground(tmp_path / "place", {"fit.py": "LR = 1\n", "nightshift.toml": 'command = "python fit.py"\n'})
+    options = Options(script=place / "fit.py", own=True)
+    begun = started(task=Preflight(options, "night", "optuna").task, commit=git(place, "rev-parse", "HEAD"))
+    state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
+
+    def warn():
+        said = Preflight(options, "night", "optuna", state=state).check()
+        return [each.message for each in said if each.subject == "nightshift.toml"]
+
+    assert not warn()
+    (place / "nightshift.toml").write_text('command = "python fit.py"\ntimeout = 3600\nchecks = ["true"]\n')
+    (told,) = warn()
+    assert told.startswith("checks, timeout as at the beginning of the session")
+
+
 @pytest.mark.parametrize("hours", [0.001, 1])
 def test_a_fork_is_told_where_no_run_fits_into_its_hours(place, hours):
     options = Options(place / "sessions", place / "data", place / "train.py", unsafe=True)

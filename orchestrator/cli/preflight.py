@@ -22,8 +22,8 @@ from typing import Any, Literal
 import typer
 
 from orchestrator.cli.options import PLACES, Options, UsageError, read_session
+from orchestrator.cli.task_file import KEYS, PROGRAM_CHARACTERS, find_task
 from orchestrator.cli.task_file import NAME as TASK_FILE
-from orchestrator.cli.task_file import PROGRAM_CHARACTERS, find_task
 from orchestrator.cluster import connect, plan_shares
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -281,6 +281,8 @@ class Preflight:
             if data.state == "good" and self.manifest.profile == "cpu" and self.find_gpus():
                 command = write_command("prepare", "--data", "elsewhere")
                 yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
+        if self.state and data.state == "good" and self.task.is_reported:
+            yield from self._check_task_file()
         if git.state == data.state == "good":
             yield from chain(self._check_tree(), self._check_seed(), self._check_constants())
         if data.state == "good":
@@ -301,6 +303,14 @@ class Preflight:
             yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(url)))
         if prompts.state == "good" and self.prompts:
             yield from _check_models(self.prompts)
+
+    def _check_task_file(self) -> Iterator[CheckResult]:
+        """Yield what has changed in nightshift.toml, where the session goes on with what it began with."""
+        with suppress(UsageError):
+            now = find_task(self.options.script)
+            if changed := sorted(key for key in KEYS - {"seed"} if getattr(now, key) != getattr(self.task, key)):
+                words = "as at the beginning of the session, not as it is now: a new night takes that over"
+                yield CheckResult(TASK_FILE, "warn", f"{', '.join(changed)} {words}")
 
     def estimate(self) -> str:
         """Return how far the night should come, and what it should cost, in a line. Raises UsageError."""

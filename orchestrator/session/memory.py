@@ -1,13 +1,14 @@
 """Recall what earlier sessions found, so that a new night starts from there."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import reduce
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
-from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
+from orchestrator.core.events import EarlierResult, Evidence, SessionProfile, Started
 from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.policy.pruning import list_gaps
@@ -17,7 +18,8 @@ from prepare.command import UserError
 from prepare.constants import read_values
 from prepare.files import list_by_age
 
-MAX_SESSIONS = 10  # latest of these sessions that are read: each takes a moment at the start of a night
+MAX_SESSIONS, MAX_STARTS = 10, 200
+"""Latest of these sessions that are read, since each takes a moment at the start of a night, and that are looked at."""
 MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits into its budget
 
 
@@ -31,7 +33,7 @@ def recall_results(
     `sessions` reports it.
     """
     found, noise = dict[str, EarlierResult](), defaultdict[int, PooledVariance](PooledVariance)
-    for path in islice(_find_alike(sessions, profile, task, gpu, repo), MAX_SESSIONS):
+    for path in _list_alike(sessions, profile, task, gpu, repo)[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             found |= {commit: result for commit, result in _list_results(session) if commit not in found}
             started = session.state.session
@@ -41,15 +43,26 @@ def recall_results(
     return tuple(found.values())[:MAX_RESULTS], reduce(PooledVariance.pool, noise.values(), PooledVariance())
 
 
-def _find_alike(sessions: Path, profile: SessionProfile, task: Task, gpu: str, repo: Repo | None) -> Iterator[Path]:
-    """Yield the files of the sessions that can be compared, the latest first."""
+def _list_alike(sessions: Path, profile: SessionProfile, task: Task, gpu: str, repo: Repo | None) -> list[Path]:
+    """Return the sessions that can be compared, the latest first; after them further forks of the same nights."""
+    found, before = list[tuple[int, Path]](), Counter[str]()
+    for path, started in islice(_find_alike(sessions, profile, task, gpu, repo), MAX_STARTS):
+        found.append((before[begun := started.model_dump_json()], path))
+        before[begun] += 1
+    return [path for _, path in sorted(found, key=itemgetter(0))]
+
+
+def _find_alike(
+    sessions: Path, profile: SessionProfile, task: Task, gpu: str, repo: Repo | None
+) -> Iterator[tuple[Path, Started]]:
+    """Yield the files of the sessions that can be compared, and how each began, the latest first."""
     for path in reversed(list_by_age(sessions.glob("[!.]*/session.db"))):
         with suppress(OSError, UserError, *DAMAGE):
             started = read_start(path)
             alike = not gpu or started.gpu in {"", gpu}  # an earlier edition did not record it
             alike = alike and list_conditions(started.profile, started.task) == list_conditions(profile, task)
             if alike and (not repo or not task.is_reported or repo.has_begun(started.commit, started.folder)):
-                yield path
+                yield path, started
 
 
 def list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
