@@ -646,7 +646,7 @@ class ConversationOpened(ExperimentEvent, kind="opened"):
 
 
 class Reserved(ExperimentEvent, kind="reserved"):
-    """What a request may cost at most, where dollars are limited; it is spent if there is no reply to it."""
+    """What a request may cost at most, where dollars are limited; it is spent if it gets no reply."""
 
     agent: str
     usd: float

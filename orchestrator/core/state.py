@@ -403,14 +403,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Waiting() as event:
             return replace(state, waiting={**state.waiting, record.task_id: event})
         case ev.Reserved() as event:
-            state = _count_lost(state, *filter(None, [state.reserved.get(record.task_id)]))
-            return replace(state, reserved={**state.reserved, record.task_id: event})
-        case ev.ModelReplied(agent=agent) as event:
-            state = replace(state, reserved={n: each for n, each in state.reserved.items() if n != record.task_id})
-            usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
-            waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
-            costs = {**state.costs, event.experiment: state.costs.get(event.experiment, 0.0) + (event.usd or 0.0)}
-            return replace(state, usage=usage, costs=costs, waiting=waiting)
+            return _reserve(state, record.task_id, event)
+        case ev.ModelReplied() as event:
+            return _count_reply(state, record.task_id, event)
         case ev.ConversationOpened() | ev.ModelReplaced() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
@@ -591,6 +586,19 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:
     return fmean(score.val_bpb for score in scores)
+
+
+def _reserve(state: State, task_id: str, request: ev.Reserved) -> State:
+    before = [lost] if (lost := state.reserved.get(task_id)) else []
+    return replace(_count_lost(state, *before), reserved={**state.reserved, task_id: request})
+
+
+def _count_reply(state: State, task_id: str, reply: ev.ModelReplied) -> State:
+    usage = {**state.usage, reply.agent: state.usage.get(reply.agent, Usage()).add(reply)}
+    costs = {**state.costs, reply.experiment: state.costs.get(reply.experiment, 0.0) + (reply.usd or 0.0)}
+    waiting = {task: value for task, value in state.waiting.items() if task != task_id}
+    reserved = {task: request for task, request in state.reserved.items() if task != task_id}
+    return replace(state, usage=usage, costs=costs, waiting=waiting, reserved=reserved)
 
 
 def _count_lost(state: State, *lost: ev.Reserved) -> State:
