@@ -413,7 +413,7 @@ def test_a_time_of_which_no_date_can_be_made_is_told_in_a_line(words, at, tmp_pa
     ("statement", "said"),
     [
         ("delete from texts", "is missing"),
-        ("update texts set body = (select body from texts order by rowid desc limit 1)", "is another text"),
+        ("update texts set body = (select body from texts order by rowid desc limit 1)", "does not hash to its name"),
     ],
 )
 def test_a_text_that_is_missing_or_another_is_told_in_a_line(statement, said, words, tmp_path):

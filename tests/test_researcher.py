@@ -283,18 +283,21 @@ def test_a_step_of_several_files_is_measured_with_the_edits_in_their_places():
 
 
 @pytest.mark.parametrize(
-    ("settings", "way"),
+    ("settings", "said", "way"),
     [
-        ({"A": 0.06}, "up"),
-        ({"A": 0.01}, "down"),
-        ({"A": "x"}, None),
-        ({"A": 1, "B": 2}, None),
-        ({"B": 2}, None),
-        ({}, None),
+        ({"A": 0.06}, "down", "up"),
+        ({"A": 0.01}, "up", "down"),
+        ({"A": 0.01}, None, "down"),
+        ({"A": 0.01}, "set", "set"),
+        ({"A": "x"}, None, "set"),
+        ({"B": 2}, "up", "set"),
+        ({"A": 1, "B": 2}, "up", None),
+        ({}, "up", None),
     ],
 )
-def test_a_change_goes_in_the_direction_of_its_values(settings, way):
-    assert researcher.find_direction(settings, {"A": 0.02, "B": "text"}) == way
+def test_a_change_goes_in_the_direction_of_its_values(settings, said, way):
+    proposal = synthetic.proposal(random.Random(1), settings=settings, direction=said)
+    assert researcher.find_direction(proposal, {"A": 0.02, "B": "text"}) == way
 
 
 def test_the_tools_are_the_same_before_the_baseline_is_measured():

@@ -88,7 +88,7 @@ class ClaudeCrew:
         if not state.session.rule.consistent:
             return drafts
         values = read_values(source)
-        return [d.model_copy(update={"direction": researcher.find_direction(d.settings, values)}) for d in drafts]
+        return [d.model_copy(update={"direction": researcher.find_direction(d, values)}) for d in drafts]
 
     async def _consolidate(self, state: State, step: Propose, reason: str) -> State:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""

@@ -86,11 +86,13 @@ def make_agent(
     return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)
 
 
-def find_direction(settings: Mapping[str, Value], values: Mapping[str, Value]) -> Direction | None:
-    """Return which way a single number is changed; None for other settings."""
-    match list(settings.items()):
+def find_direction(proposal: Proposal, values: Mapping[str, Value]) -> Direction | None:
+    """Return which way a proposal changes its only constant, `set` if that has no order; None for several or none."""
+    match list(proposal.settings.items()):
         case [(name, int() | float() as new)] if isinstance(old := values.get(name), int | float):
-            return "up" if new > old else "down"
+            return "set" if proposal.direction == "set" else "up" if new > old else "down"
+        case [_]:
+            return "set"
         case _:
             return None
 

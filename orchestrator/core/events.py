@@ -204,7 +204,7 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     asked once at a time, and a change is tried and told only from the values that it was proposed from."""
     consistent: bool = False
     """Whether nothing seen elsewhere counts against a clear loss on the branch, a run counts once however often its
-    candidate is moved, and a change goes in the direction of its values, whatever its author says."""
+    candidate is moved, and what is called up or down is what a change's values tell, not its author."""
 
 
 class SessionSettings(Frozen):

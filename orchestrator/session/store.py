@@ -153,7 +153,7 @@ class Session(Log):
         if not stream.eof:
             raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
         if compute_digest(text) != name:
-            raise SessionError(f"the text {name} is damaged: it is another text, of another name")
+            raise SessionError(f"the text {name} is damaged: it does not hash to its name")
         return text
 
     def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] = ()) -> None:
