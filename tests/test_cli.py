@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.core.events import Crashed, Ended, Granted, Kept, Promoted, Proposed, Scored
 from orchestrator.session.store import Session
-from tests.workplace import BEST, begun, git, orchestrate, save, status, workplace
+from tests.workplace import REPORTED, REPORTED_BEST, begun, git, orchestrate, save, status, workplace
 
 if TYPE_CHECKING:
     import subprocess
@@ -131,6 +131,7 @@ def test_killed_again_and_again_nothing_is_lost_or_counted_twice(place, lives, c
 
 
 def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
+    save(place, REPORTED)
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
     wait_until((place / "sessions/night/session.db").exists)
     wait_until(lambda: opened(place).state.incumbent is not None)
@@ -145,6 +146,7 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
 
 
 def test_ctrl_c_twice_stops_at_once(place):
+    save(place, REPORTED)
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
     wait_for_line(life, "granted")
 
@@ -340,7 +342,7 @@ def test_a_script_that_is_not_python_costs_no_run(source, place):
 @pytest.mark.parametrize("form", (lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")))
 def test_a_script_from_another_system_is_searched_like_any_other(form, place):
     script = place / "train.py"
-    script.write_bytes(form(BEST.encode()))
+    script.write_bytes(form(REPORTED_BEST.encode()))
     git(place, "commit", "-qam", "as another editor saves it")
 
     done = orchestrate(place, "--offline", "--max-experiments", "1", "--session", "night", "--seed", "3")

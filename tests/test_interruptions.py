@@ -19,14 +19,28 @@ from orchestrator.cli.options import ExitCode
 from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
 from orchestrator.session.inbox import Control, send_control
 from tests.test_cli import opened, runs_of, wait_for_line, wait_until
-from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
+from tests.workplace import (
+    BEST,
+    REPORTED,
+    REPORTED_BEST,
+    TINY,
+    begun,
+    command,
+    environment,
+    git,
+    orchestrate,
+    save,
+    status,
+    workplace,
+)
 
 NIGHT = ("--offline", "--hours", "1", "--session", "night", "--max-experiments", "1", "--seed", "3")
 
 
 @pytest.fixture
-def place(tmp_path):
-    return workplace(tmp_path / "place", BEST)
+def place(tmp_path, request):
+    """What trains costs little where a test is no hunt: what is interrupted is the command."""
+    return workplace(tmp_path / "place", BEST if request.node.get_closest_marker("soak") else REPORTED_BEST)
 
 
 def finish(life: "subprocess.Popen[str]") -> str:
@@ -217,8 +231,7 @@ def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
 
 
 def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
-    (place / "train.py").write_text(TINY)
-    git(place, "commit", "-qam", "much to gain")
+    save(place, TINY)
     life = begun(place, *NIGHT[:-4], "--max-experiments", "3", "--seed", "3")
     wait_for_line(life, "granted")
     with sqlite3.connect(place / "sessions/night/session.db", timeout=150, isolation_level=None) as other:
@@ -253,8 +266,7 @@ def test_a_session_that_is_written_by_another_program_ends_in_one_line(place):
 
 
 def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
-    (place / "train.py").write_text(TINY)
-    git(place, "commit", "-qam", "much to gain")
+    save(place, REPORTED)
     life = begun(place, *NIGHT[:-4], "--max-experiments", "2", "--seed", "3")
     wait_for_line(life, "promoted")
     git(place, "switch", "-q", "research/night")
@@ -265,7 +277,7 @@ def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
     printed = finish(life)
 
     assert life.returncode == 0, printed
-    assert opened(place).state.kept, "the tiny train.py has easy gains"
+    assert opened(place).state.kept, "it has easy gains"
     assert status(place) == ""
     assert "is checked out" in printed
     paste = printed.strip().splitlines()[-1].partition(" as it is: ")[2]
@@ -348,8 +360,7 @@ print("METRIC val_bpb=%f" % (2 + abs(DEPTH - 6) / 9 + random.Random(os.environ["
 )
 def test_a_night_in_a_storm_ends_well(place, what, seed):
     luck = random.Random(seed)
-    (place / "train.py").write_text(TASK if what == "task" else TINY)
-    git(place, "commit", "-qam", "much to gain")
+    save(place, TASK if what == "task" else TINY)
     printed, said = (place.parent / "printed").open("w+"), ""
     words = command("--offline", "--hours", "1", "--session", "night", "--max-experiments", "4", "--seed", str(seed))
     life = subprocess.Popen(words, cwd=place, env=environment(), stdout=printed, stderr=subprocess.STDOUT)

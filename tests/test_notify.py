@@ -15,7 +15,7 @@ from orchestrator.views.notify import Notifier, make_sender
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from tests.simulated import night
-from tests.workplace import BEST, environment, orchestrate, workplace
+from tests.workplace import REPORTED_BEST, environment, orchestrate, workplace
 
 SECRET = "hunter2-the-token"
 
@@ -159,7 +159,7 @@ def test_a_failure_is_said_once_and_without_its_words(session):
 
 
 def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
-    place = workplace(tmp_path / "place", BEST)
+    place = workplace(tmp_path / "place", REPORTED_BEST)
     with Phone() as phone:
         done = orchestrate(
             place,
@@ -182,7 +182,7 @@ def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
 
 
 def test_a_server_that_refuses_is_said_once_without_the_secret(tmp_path):
-    place = workplace(tmp_path / "place", BEST)
+    place = workplace(tmp_path / "place", REPORTED_BEST)
     with Phone(status=500) as phone:
         done = orchestrate(
             place, "--offline", "--max-experiments", "1", "--session", "night", "--seed", "3", "--notify", phone.url
@@ -194,7 +194,7 @@ def test_a_server_that_refuses_is_said_once_without_the_secret(tmp_path):
 
 
 def test_a_url_that_is_none_is_one_line_without_it(tmp_path):
-    place = workplace(tmp_path / "place", BEST)
+    place = workplace(tmp_path / "place", REPORTED_BEST)
 
     done = orchestrate(place, "--offline", "--notify", f"nonsense-{SECRET}")
 
@@ -207,7 +207,7 @@ def test_a_url_that_is_none_is_one_line_without_it(tmp_path):
 
 def test_without_apprise_one_line_says_what_to_install(tmp_path):
     """None in sys.modules is Python's own way to say that there is no such package."""
-    place = workplace(tmp_path / "place", BEST)
+    place = workplace(tmp_path / "place", REPORTED_BEST)
     code = (
         "import sys; sys.modules['apprise'] = None; from orchestrator.cli.main import main; "
         "sys.argv = ['nightshift', '--offline', '--notify', 'json://127.0.0.1']; main()"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.session.store import Session
-from tests.workplace import BEST, ROOT, command, environment, workplace
+from tests.workplace import REPORTED_BEST, ROOT, command, environment, workplace
 
 NIGHT = ("--offline", "--max-experiments", "1", "--hours", "1", "--seed", "3", "--session", "night")
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
@@ -21,7 +21,7 @@ ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIO
 
 @pytest.fixture
 def place(tmp_path):
-    return workplace(tmp_path / "place", BEST)
+    return workplace(tmp_path / "place", REPORTED_BEST)
 
 
 def run_shell(place: Path, line: str, **values: str) -> subprocess.CompletedProcess[bytes]:

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from tests.scripted import Scripted, served
-from tests.workplace import ROOT, TINY, git, orchestrate, workplace
+from tests.workplace import REPORTED, ROOT, TINY, git, orchestrate, workplace
 
 KEY = "sk-ant-never-to-be-seen-0123456789"
 NIGHT = ("--hours", "1", "--max-experiments", "6", "--session", "night", "--seed", "3")
@@ -138,7 +138,8 @@ def test_the_branch_reads_like_lab_notes(place):
     assert "Val-bpb: " in log
 
 
-def test_a_centaur_takes_a_share_of_the_trials(place):
+def test_a_centaur_takes_a_share_of_the_trials(tmp_path):
+    place = workplace(tmp_path / "place", REPORTED)
     researched(place, "--crew", "centaur", "--hours", "1", "--max-experiments", "3", "--session", "centaur")
 
     authors = [event["proposal"]["author"] for event in events(place, "centaur") if event["kind"] == "proposed"]

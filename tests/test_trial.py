@@ -19,14 +19,14 @@ from orchestrator.session.store import Session
 from tests.fakes import PROFILE, started
 from tests.scripted import Scripted, served
 from tests.small import small_data
-from tests.workplace import BEST, ROOT, begun, git, orchestrate, workplace
+from tests.workplace import BEST, REPORTED_BEST, ROOT, begun, git, orchestrate, workplace
 
 STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return workplace(tmp_path_factory.mktemp("trial") / "place", BEST)
+    return workplace(tmp_path_factory.mktemp("trial") / "place", REPORTED_BEST)
 
 
 def try_styles(place):
@@ -65,7 +65,8 @@ def test_a_night_with_other_options_is_none_of_this_trial(place, tried):
     assert "trial-default-1 was begun with other options or files: give the same, or another --name" in done.stderr
 
 
-def test_a_trial_does_not_go_on_with_other_models_slots_or_data(place, tmp_path):
+def test_a_trial_does_not_go_on_with_other_models_slots_or_data(tmp_path):
+    place = workplace(tmp_path / "place", BEST)
     chosen = Options(tmp_path, place / "data", place / "train.py", seed=3)
     night = Preflight(chosen, "night", "claude", SessionLimits(hours=1))
     with closing(Session(tmp_path / "night/session.db", create=True)) as session:

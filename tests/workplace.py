@@ -11,10 +11,18 @@ from tests.small import small_data
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "tests/scripts"
 TINY = "".join((SCRIPTS / name).read_text() for name in ("protocol.py", "tiny_train.py"))
-BEST = TINY
-for _name, _optimum, _has in (("DEPTH", 2, 3), ("MATRIX_LR", 0.08, 0.04), ("UNEMBEDDING_LR", 0.016, 0.004)):
-    BEST = BEST.replace(f"abs({_name} - {_optimum})", f"9 * abs({_name} - {_has})")  # 3 is what the profile sets
-"""Its constants are the best already: a night of one experiment takes two runs and no certificate."""
+REPORTED = "".join(line for line in (SCRIPTS / "tiny_train.py").open() if "F821" not in line)
+"""The same without the protocol: it reports its score itself, and a run of it costs a fraction of the CPU time."""
+
+
+def at_best(script: str) -> str:
+    """Make its constants the best already: a night of one experiment takes two runs and no certificate."""
+    for name, optimum, has in (("DEPTH", 2, 3), ("MATRIX_LR", 0.08, 0.04), ("UNEMBEDDING_LR", 0.016, 0.004)):
+        script = script.replace(f"abs({name} - {optimum})", f"9 * abs({name} - {has})")  # 3 is what the profile sets
+    return script
+
+
+BEST, REPORTED_BEST = at_best(TINY), at_best(REPORTED)
 
 
 def git(folder: Path, *words: str) -> str:
