@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from os.path import normpath
@@ -277,6 +277,16 @@ class Repo:
                 if time.monotonic() > until:
                     return None
             time.sleep(0.5)
+
+    def check_kept(self, known: Sequence[str], *, is_due: bool) -> None:
+        """Raise RepoError if git's last keep is not `known`, oldest first; one on the last may be, where one is due."""
+        kept = self._resolve(self.kept)
+        if kept in {None, *known} or (is_due and self._resolve(f"{kept}^") == known[-1]):
+            return
+        words = "is a keep that the session's file does not hold, so the file is older: put the later one back"
+        raise RepoError(
+            f"{self.kept} {words}, or go without (`{self.write_command('update-ref', self.kept, known[-1])}`)"
+        )
 
     def has_begun(self, commit: str, folder: str) -> bool:
         """Return whether a session that began at that commit, in that folder of its repository, is of this project.

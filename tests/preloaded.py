@@ -24,8 +24,8 @@ from tempfile import TemporaryFile
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 200
 COMMAND = ("orchestrator.cli.start", "orchestrator.cli.doctor", "orchestrator.views.observers", "subagents.claude")
-TRAINING = ("torch", "numpy", "cloudpickle", "pydantic")
-"""Not `prepare`, which reads the environment."""
+TRAINING = ("torch", "torch._dynamo", "numpy", "cloudpickle", "pydantic")
+"""The second is what counting a step imports, and takes longest. Not `prepare`, which reads the environment."""
 
 
 def run(words: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

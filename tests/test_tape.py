@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.core.events import Kept, Promoted
+from orchestrator.core.state import fold
 from orchestrator.session.store import Session
 from tests.workplace import ROOT, environment, git, orchestrate, workplace
 
@@ -125,6 +127,34 @@ def test_a_night_that_is_over_can_be_made_longer(place):
     done = orchestrate(place, *end, "--session", "longer")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 experiments are done" in done.stdout
+
+
+@pytest.mark.parametrize("lost", ["its keep", "the record of its promotion"])
+def test_a_session_that_is_older_than_its_branch_is_not_gone_on_with(place, tmp_path, lost):
+    """A file from a backup. The record of a promotion is lost to a kill, too, and the keep is then made out again."""
+    place = shutil.copytree(place, tmp_path / "place", symlinks=True)
+    path = place / "sessions/night/session.db"
+    with closing(Session(path, read_only=True)) as session:
+        kept, promoted = (
+            max(record.seq for record in session.records if isinstance(record.event, kind)) for kind in (Kept, Promoted)
+        )
+        best, before = session.state.parent.commit, fold(session.records[:kept]).parent.commit
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("delete from events where seq >= ?", (kept if lost == "its keep" else promoted,))
+
+    gone_on = orchestrate(place, "resume", "night")
+    if lost == "its keep":
+        assert gone_on.returncode == 2
+        line = gone_on.stderr.splitlines()[-1]
+        subprocess.run(line.split("`")[1], shell=True, check=True, cwd=place)
+        gone_on = orchestrate(place, "resume", "night")
+        assert "moved by another program" in gone_on.stdout
+    assert gone_on.returncode == 0, gone_on.stdout + gone_on.stderr
+    with closing(Session(path, read_only=True)) as session:
+        promotions = [record.event.commit for record in session.records if isinstance(record.event, Promoted)]
+        assert promotions[-1] == git(place, "rev-parse", "refs/nightshift/night/kept")
+    assert (best in promotions) == (lost != "its keep")
+    assert git(place, "merge-base", before, promotions[-1]) == before
 
 
 def test_a_walk_step_by_step_needs_a_terminal(place):

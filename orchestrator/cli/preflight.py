@@ -25,10 +25,10 @@ from orchestrator.cli.options import PLACES, Options, UsageError, read_session
 from orchestrator.cli.task_file import KEYS, PROGRAM_CHARACTERS, find_task
 from orchestrator.cli.task_file import NAME as TASK_FILE
 from orchestrator.cluster import connect, plan_shares
-from orchestrator.core.events import Origin, SessionLimits
+from orchestrator.core.events import Kept, Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
 from orchestrator.core.source import compute_digest, diff
-from orchestrator.core.state import State
+from orchestrator.core.state import Decided, State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import count, shorten
 from orchestrator.lab.reported import TaskFolder
@@ -397,6 +397,11 @@ class Preflight:
         if had is not None and had != has:  # scores by other packages would be compared with those that are recorded
             before, now = (f"the packages of {at or 'Nightshift itself'}" for at in (had, has))
             raise UsageError(f"earlier runs had {before}, and now they would have {now}: put .venv back as it was")
+        if self.session and (state := self.session.state).parents:
+            known = [commit.commit for number, commit in state.parents.items() if number != state.best]
+            decided = [stage for stage in state.open.values() if isinstance(stage, Decided)]
+            is_due = any(isinstance(stage.verdict, Kept) and not stage.promoted for stage in decided)
+            self.repo.check_kept([*known, state.parent.commit], is_due=is_due)
         if self.session:
             return f"{self.name} continues"
         self.check_name()
