@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/nightshift --offline --hours 0.15 --slots auto
 
 test: .venv/ready
-	PYTHONUTF8=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	PYTHONUTF8=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check .
