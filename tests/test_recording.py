@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import BASELINE
+from orchestrator.policy.limits import measure_usage
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
@@ -312,20 +313,25 @@ def test_a_call_that_is_cancelled_counts_with_all_that_it_may_cost():
     assert log.state.usd == log.state.costs[1] == 0.3, "and so it does in the next life"
     assert not log.state.reserved
 
+    used = measure_usage(log.state)
 
-def test_however_often_a_night_is_killed_its_limit_holds():
+@pytest.mark.parametrize("kind", [ev.Resumed, ev.Forked])
+def test_however_often_a_night_is_killed_its_limit_holds(kind):
     log, billed = Memory(usd=1.0), 0.0
+    assert not log.state.costs, "but so high a bound gives no idea up"
 
     async def live_and_die(live):
         call = asyncio.ensure_future(Recording(live, log, "implement 1", 1).reply(request(0.4, 0.4)))
         await asyncio.sleep(0.5)
+    same = {name: getattr(log.state.session, name) for name in ev.SessionSettings.model_fields}
+    again = kind(parent="test@1", **same) if kind is ev.Forked else kind()
         call.cancel()
         await asyncio.wait([call])
         return 0.4 * live.model.calls
 
     for _ in range(5):
         billed += run_virtually(live_and_die(Live(Model(), log)))
-        log.write("", ev.Resumed())
+        log.write("", again)
 
     assert billed <= 1.0
     assert log.state.usd == pytest.approx(0.8)

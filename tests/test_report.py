@@ -780,7 +780,10 @@ def test_what_waits_for_its_post_mortem_was_tested(session):
     assert table["not tested"] == str(summarize(state).untested)
     same = {name: getattr(state.session, name) for name in ev.SessionSettings.model_fields}
     fork = ev.Record(seq=end, at=state.now, task_id="", event=ev.Forked(parent="night@1", **same))
-    assert comparison.summarize_session(state, [*records, fork]).table["shared with its parent"] == table["experiments"]
+    cut_off = ev.Reserved(experiment=1, agent="mechanic", usd=5.0)
+    records += [ev.Record(seq=end, at=state.now, task_id="implement 1", event=cut_off), fork]
+    forked = comparison.summarize_session(fold(records), records).table
+    assert (forked["shared with its parent"], forked["$ per experiment"]) == (table["experiments"], "0.000")
 
 
 def test_a_fork_is_no_further_night_of_its_own(session):

@@ -369,7 +369,6 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Started() as event:
             return replace(state, started=event, started_at=record.at)
         case ev.Resumed():
-            state = _count_lost(state, *state.reserved.values())
             return _restart(replace(state, away=state.away + record.at - before))
         case ev.Forked() as event:
             settings = {name: getattr(event, name) for name in ev.SessionSettings.model_fields}
@@ -602,13 +601,12 @@ def _count_reply(state: State, task_id: str, reply: ev.ModelReplied) -> State:
 
 
 def _count_lost(state: State, *lost: ev.Reserved) -> State:
-    """Count requests as spent whose replies are lost, since they may be billed."""
-    usage, costs = {**state.usage}, {**state.costs}
+    """Count requests as spent whose replies are lost, since they may be billed; so high a bound ends no experiment."""
+    usage = {**state.usage}
     for request in lost:
         before = usage.get(request.agent, Usage())
         usage[request.agent] = replace(before, usd=before.usd + request.usd)
-        costs[request.experiment] = costs.get(request.experiment, 0.0) + request.usd
-    return replace(state, usage=usage, costs=costs)
+    return replace(state, usage=usage)
 
 
 def _restart(state: State) -> State:
@@ -616,5 +614,6 @@ def _restart(state: State) -> State:
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
     incumbent = replace(state.incumbent, failures=0) if state.incumbent else None
+    state = _count_lost(state, *state.reserved.values())
     state = replace(state, incumbent=incumbent, lost_fresh=0)
     return replace(state, open=stages, reruns={}, waiting={}, reserved={}, paused="", stopping="", ended="")

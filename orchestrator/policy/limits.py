@@ -83,7 +83,8 @@ def is_over(state: State) -> bool:
 def measure_usage(state: State) -> dict[str, float]:
     """Return what is used up of each limit; a fork counts those in flight, too, which it will not go on with."""
     begun = len(state.tried) + len(state.open.keys() - {0})
-    return {"hours": state.hours, "experiments": begun, "usd": state.usd}
+    lost = sum(request.usd for request in state.reserved.values())
+    return {"hours": state.hours, "experiments": begun, "usd": state.usd + lost}
 
 
 def explain_deadline(limits: ev.SessionLimits) -> str:

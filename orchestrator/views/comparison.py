@@ -46,7 +46,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     metric, forks = summary.task.metric, [at for at, each in enumerate(records) if isinstance(each.event, ev.Forked)]
-    shared = fold(records[: max(forks, default=0)])  # what a fork has of its parent
+    shared = fold(records[: max(forks, default=-1) + 1])  # what a fork has of its parent
     judged, inherited = ([r for r in each.judged if r.experiment and not r.is_lost] for each in (state, shared))
     tested, own = [r for r in judged if r.status not in UNTESTED], max(len(judged) - len(inherited), 1)
     verdicts = [r.verdict for r in judged if r.experiment >= shared.next or r.experiment in shared.skipped]
