@@ -15,7 +15,7 @@ from orchestrator.policy.limits import measure_usage
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
-from orchestrator.views.event_text import find_conversations, write_page
+from orchestrator.views.event_text import find_conversations, list_conversations, write_page
 from subagents.agent import Agent, NoAnswer, Reply, Request, ask
 from subagents.tools import Tool, ToolCall
 from tests.conversations import PROMPT, call, says, text
@@ -190,14 +190,18 @@ def test_a_conversation_is_written_down_as_it_happens():
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_a_conversation_that_was_cut_off_led_to_nothing_of_a_later_life(cut_off):
     """Tasks of two lives may have the same id: here the optimizer goes on where a researcher was asked."""
-    log = Memory()
+    log = Memory(usd=1.0)
     run_virtually(one_conversation(Live(Model(), log), log))
     last = log.records[-1].seq
+    assert list_conversations(log.records)[-1].is_open
+    assert not any("What came of it" in write_page(log, number) for number in range(1, last))
     log.write("", *[ev.Resumed()] * cut_off)
     log.write("propose 1", ev.Proposed(experiment=1, proposal=BASELINE))
 
     assert ("What came of it" in write_page(log, last)) != cut_off
-    assert ("What led to it" in write_page(log, len(log.records) - 1)) != cut_off
+    led = write_page(log, len(log.records) - 1)
+    assert ("What led to it" in led) != cut_off
+    assert "at most $" not in led
     assert find_conversations(log.records, 1) == [last][cut_off:]
 
 
@@ -309,22 +313,22 @@ def test_a_call_that_is_cancelled_counts_with_all_that_it_may_cost():
     assert live.spent == 0.3
     assert not live.reserved
 
-    log.write("", ev.Resumed())
-    assert log.state.usd == log.state.costs[1] == 0.3, "and so it does in the next life"
-    assert not log.state.reserved
-
     used = measure_usage(log.state)
+    log.write("", ev.Resumed())
+    assert log.state.usd == used["usd"] == 0.3, "and so it does in the next life"
+    assert not log.state.reserved
+    assert not log.state.costs, "but so high a bound gives no idea up"
+
 
 @pytest.mark.parametrize("kind", [ev.Resumed, ev.Forked])
 def test_however_often_a_night_is_killed_its_limit_holds(kind):
     log, billed = Memory(usd=1.0), 0.0
-    assert not log.state.costs, "but so high a bound gives no idea up"
+    same = {name: getattr(log.state.session, name) for name in ev.SessionSettings.model_fields}
+    again = kind(parent="test@1", **same) if kind is ev.Forked else kind()
 
     async def live_and_die(live):
         call = asyncio.ensure_future(Recording(live, log, "implement 1", 1).reply(request(0.4, 0.4)))
         await asyncio.sleep(0.5)
-    same = {name: getattr(log.state.session, name) for name in ev.SessionSettings.model_fields}
-    again = kind(parent="test@1", **same) if kind is ev.Forked else kind()
         call.cancel()
         await asyncio.wait([call])
         return 0.4 * live.model.calls

@@ -12,7 +12,7 @@ from orchestrator.core.text import UNPRINTABLE, make_printable, shorten
 from orchestrator.ports import Log
 from orchestrator.views.render import format_local, render_template
 
-TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
+TALK = ev.ConversationOpened | ev.Reserved | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
 BREAKS = ev.Resumed | ev.Forked | ev.Ended  # between lives; a task id is unique within one only
 LONGEST = 200_000  # characters of one text on an event's page
