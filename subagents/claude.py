@@ -168,7 +168,8 @@ class Claude:
             return False, f"{model} answers, but called no tool when told to: agents need a model that uses tools"
         return True, ""
 
-    async def _turn(self, request: Request) -> Reply:
+    async def _turn(self, request: Request, *, told: bool = False) -> Reply:
+        """Ask, and again with what the model can do where it says that; `told` if it has said how much it can write."""
         if request.model.startswith(PREFIX):
             return await ask_program(request, self.patience)
         effort = request.effort if (request.model, request.effort) not in self.refused else ""
@@ -180,13 +181,13 @@ class Claude:
             ):
                 message = await _read_message(stream)
         except anthropic.BadRequestError as error:
-            if (found := MOST.search(str(error))) and int(found[1]) < request.max_tokens:
-                self.most[request.model] = int(found[1])
+            if not told and (found := MOST.search(str(error))) and int(found[1]) < request.max_tokens:
+                self.most[request.model], told = int(found[1]), True
             elif effort and re.search(r"effort|output_config", str(error)):
                 self.refused.add((request.model, effort))
             else:
                 raise
-            return await self._turn(request)
+            return await self._turn(request, told=told)
         except TimeoutError:  # a further attempt would take as long, and cost as much
             return replace(Reply.from_error("failed", f"it gave no answer in {self.patience:g} s"), usd=None)
         usd = prices.compute_usd(message)

@@ -417,6 +417,16 @@ def test_a_server_that_refuses_what_it_allows_is_not_asked_for_ever(words):
     assert len(got) == 1
 
 
+def test_a_server_that_allows_ever_less_is_asked_once_more():
+    def answer(got):
+        asked = got["body"]["max_tokens"]
+        return refusal(400, "invalid_request_error", f"max_tokens: {asked} > {asked - 1}")
+
+    with server(answer) as (url, got):
+        assert Asking(url)().stop_reason == "failed"
+    assert [one["body"]["max_tokens"] for one in got] == [500, 499]
+
+
 def test_no_key_is_in_what_we_keep_even_if_the_server_echoes_it():
     def answer(got):
         return refusal(401, "authentication_error", f"bad key {got['authorization']}")
