@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
 from orchestrator.cli.options import Options
-from orchestrator.session.store import Session
+from orchestrator.session.store import Session, SessionError
 from tests.hunting import try_examples
 from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
@@ -218,6 +218,22 @@ def test_what_is_sound_of_a_damaged_file_is_forked_when_asked(tmp_path):
     with contextlib.closing(Session(path, read_only=True, salvage=True)) as sound:
         sound.fork(tmp_path / "fork/session.db", 50).close()
     assert run("replay", "fork/session.db")[1].endswith("\n50 events\n")
+
+
+def test_a_fork_of_a_damaged_file_has_the_texts_that_can_be_read(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "mailed.db"))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("pragma page_size").fetchone()
+        texts = db.execute("select body from texts order by length(body)").fetchall()
+    data = path.read_bytes()
+    start = data.index(texts[0][0]) // size * size
+    path.write_bytes(data[:start] + b"\xff" * size + data[start + size :])
+    with contextlib.closing(Session(path, read_only=True, salvage=True)) as sound:
+        fork = sound.fork(tmp_path / "fork/session.db", 50)
+        fork.close()
+        assert 0 < len(texts) - len(fork.packed) < 50
+    with contextlib.closing(Session(path, read_only=True)) as sound, pytest.raises(SessionError, match="is damaged"):
+        sound.fork(tmp_path / "other/session.db", 50)
 
 
 @pytest.mark.parametrize("kind", ["started", "fitted", "committed", "promoted"])

@@ -127,7 +127,7 @@ class Session(Log):
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
         try:
-            fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
+            fork._save(self.records[:at], self._list_texts())
         except (ValueError, sqlite3.Error) as error:  # a surrogate, or levels that JSON has and pydantic does not write
             raise SessionError(f"{self.path} is damaged: {error}") from error
         return fork
@@ -139,6 +139,20 @@ class Session(Log):
             if self.marks:  # while another program reads the file, SQLite would leave what is new beside it
                 self.db.execute("pragma wal_checkpoint(truncate)")
         self.db.close()
+
+    def _list_texts(self) -> Mapping[Digest, bytes]:
+        """Return the compressed texts; to salvage them, those that can be read. Raises SQLite's errors."""
+        every, found = "select digest, body from texts", dict[Digest, bytes]()
+        try:
+            return dict(self.db.execute(every))
+        except sqlite3.Error:
+            if not self.salvage:
+                raise
+        with suppress(sqlite3.Error):
+            for name in self.db.execute("select digest from texts order by digest"):  # the index lies on other pages
+                with suppress(sqlite3.Error):
+                    found |= self.db.execute(f"{every} where digest = ?", name)
+        return found
 
     def _read_text(self, name: Digest) -> str:
         """Return a text that is written already. Raises SessionError."""
@@ -156,9 +170,9 @@ class Session(Log):
             raise SessionError(f"the text {name} is damaged: it does not hash to its name")
         return text
 
-    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] = ()) -> None:
+    def _save(self, records: list[Record], texts: Mapping[Digest, bytes] | None = None) -> None:
         """Write records, texts, and those that were put, and fold the records. Raises SessionError."""
-        put = {**dict(texts), **{name: zlib.compress(text.encode(), 9) for name, text in self.texts.items()}}
+        put = {**(texts or {}), **{name: zlib.compress(text.encode(), 9) for name, text in self.texts.items()}}
         try:
             self._repair()
             _write_rows(self.db, records, put)
