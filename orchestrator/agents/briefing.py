@@ -196,8 +196,8 @@ def list_drafts(state: State) -> Sequence[ev.Proposal]:
 
 
 def _count_consolidated(state: State) -> int:
-    """Return how many closed experiments are in the notebook: a consolidation may have been without an answer."""
-    return min(state.consolidated, state.noted)
+    """Return how many closed experiments are in the notebook: its latest author may have been told of fewer."""
+    return min(state.digested, state.noted)
 
 
 def _list_scores(state: State) -> Sequence[ev.Scored]:

@@ -256,6 +256,7 @@ class State:
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
     consolidated: int = 0  # how many closed experiments the last consolidation was told of
+    digested: int = 0  # the same, of the last one that had an answer
     noted: int = 0  # how many the author of the notebook was told of when it was last rewritten
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()  # not wanted by the user, but what is under way has not ended
@@ -390,7 +391,8 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, certificate=event)
         case ev.Noted(notebook=notebook, reason=reason, told=told, drafts=known):
             read = len(state.tried) if told is None else min(told, len(state.tried))
-            state = replace(state, consolidated=read) if reason else state
+            digested = read if notebook else state.digested
+            state = replace(state, consolidated=read, digested=digested) if reason else state
             unread = tuple(draft for draft in state.shelved if known is not None and draft.title not in known)
             return replace(state, notebook=notebook, shelved=unread, noted=read) if notebook else state
         case ev.Unanswered(reason=reason):
@@ -612,8 +614,8 @@ def _count_lost(state: State, *lost: ev.Reserved) -> State:
 def _restart(state: State) -> State:
     """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop or pause."""
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
+    state = _count_lost(state, *state.reserved.values())
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
     incumbent = replace(state.incumbent, failures=0) if state.incumbent else None
-    state = _count_lost(state, *state.reserved.values())
     state = replace(state, incumbent=incumbent, lost_fresh=0)
     return replace(state, open=stages, reruns={}, waiting={}, reserved={}, paused="", stopping="", ended="")
