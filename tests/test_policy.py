@@ -39,7 +39,7 @@ from orchestrator.policy import (
 from orchestrator.policy.evaluation_plan import draw_fresh_seed, draw_seed
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.schedule import find_due
-from orchestrator.policy.stack import plan_rebase
+from orchestrator.policy.stack import list_stack, plan_rebase
 
 SIGMA = 0.008
 MADE = ev.Committed(experiment=1, commit="c" * 40, parent=0, source="", fingerprint="", added=0, removed=0)
@@ -118,6 +118,11 @@ def test_nothing_seen_elsewhere_keeps_what_loses_on_the_branch(loss, seen):
 
     assert isinstance(verdict, ev.Discarded)
     assert verdict.probability < 0.01
+    state = replace(state, open={1: moved}, parents={0: MADE})
+    assert list_stack(state) == [0], "nor is another stacked on it"
+    rule = thresholds.KEEP_RULE.model_copy(update={"consistent": False})
+    old = replace(state, started=state.session.model_copy(update={"rule": rule}))
+    assert loss < 60 or list_stack(old) == [0, 1], "as it was"
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.0])

@@ -72,6 +72,8 @@ def _is_promising(state: State, candidate: Candidate, outlook: belief.Outlook) -
     if candidate.proposal.reverts is not None or not (rival or state.session.rule.ahead):  # it may have no score yet
         return False
     found = compare(state, rival, candidate) if rival and candidate.scores else None
+    if found and found.gain < -th.CLEAR * found.error and state.session.rule.consistent:
+        return False  # whatever it gained elsewhere, which could cancel the loss (decision 0073)
     posterior = include_earlier(outlook.prior, candidate, found.sigma if found else estimate_sigma(state))
     posterior = belief.infer(posterior, found.gain, found.error) if found else posterior
     return posterior.mean > 0 and posterior.probability >= th.PROMISING
