@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from os.path import normpath
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -51,6 +52,15 @@ TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 def write_git(script: Path, *words: str) -> str:
     """Return a command of git in the script's folder that can be pasted into a shell."""
     return shlex.join(["git", *([] if script.parent == Path() else ["-C", str(script.parent)]), *words])
+
+
+@lru_cache(maxsize=1)
+def list_folders(names: frozenset[str]) -> set[str]:
+    """Return all folders around files or folders, by path; the last answer is kept, since each run asks the same."""
+    found, new = set[str](), {*names}
+    while new := {name.rpartition("/")[0] or "." for name in new} - found:
+        found |= new
+    return found
 
 
 class RepoError(UserError):
@@ -213,16 +223,18 @@ class Repo:
         rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
         return [os.path.relpath(name, self.prefix) for name in rows if name]
 
-    def list_others(self) -> Iterator[str]:
-        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole."""
+    def list_others(self, kept: Iterable[str] = ()) -> Iterator[str]:
+        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole.
+
+        The best has the files `kept`: where they lie, and in folders around them, candidates may have some.
+        """
         committed = {*self.list_committed()}
         yield from (name for name in committed if not self.task.is_editable(name))
         how = ("-z", "--others", "--ignored", "--exclude-standard", "--directory")
-        ignored = self._git("ls-files", *how, env=self._find_ignores())
-        names = [*map(PurePosixPath, filter(None, ignored.split("\0")))]
-        known = (*names, *map(PurePosixPath, committed))  # folders around them are listed, too, if all else is ignored
-        around = {folder for name in known for folder in name.parents}
-        yield from {str(name) for name in names if name not in around} - committed
+        rows = self._git("ls-files", *how, env=self._find_ignores()).split("\0")
+        ignored, ours = {*map(normpath, filter(None, rows))}, committed.union(kept)
+        around = list_folders(frozenset(ignored | ours))  # they are listed, too, if all else in them is ignored
+        yield from ignored - ours - around
 
     def check_whole(self) -> None:
         """Raise RepoError where git has not fetched all files of the commit that runs are laid out from."""

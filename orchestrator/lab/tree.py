@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.sandbox.base import TRUSTED
+from orchestrator.repo import list_folders
 from prepare.constants import get_name
 from prepare.tree import parse_files, split_files
 
@@ -52,7 +53,7 @@ def check_places(source: str, others: frozenset[str]) -> None:
 
     A commit with it would delete the former, and a merge of that the latter.
     """
-    folders = {str(folder) for other in others for folder in PurePosixPath(other).parents}
+    folders = list_folders(others)
     for name in split_files(source):
         if name in folders or not others.isdisjoint(map(str, (name, *PurePosixPath(name).parents))):
             raise FileExistsError(errno.EEXIST, "what lies there may not change", name)
