@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from os.path import normpath
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -37,20 +38,29 @@ AUTHOR = "Nightshift"
 EMAIL = "nightshift@localhost"
 ENVIRONMENT = {
     "LC_ALL": "C",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_COMMITTER_NAME": AUTHOR,  # for the reflog
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
 """The environment that git runs in, besides PATH and a home: the user's own ignores and attributes are read."""
+UNREAD = MappingProxyType({"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"})
+"""Further environment, which keeps the settings out that are the user's own or the machine's."""
 TIMEOUT = 600.0  # seconds after which git, as on a dead mount, is killed
 
 
 def write_git(script: Path, *words: str) -> str:
     """Return a command of git in the script's folder that can be pasted into a shell."""
     return shlex.join(["git", *([] if script.parent == Path() else ["-C", str(script.parent)]), *words])
+
+
+@lru_cache(maxsize=1)
+def list_folders(names: frozenset[str]) -> set[str]:
+    """Return all folders around files or folders, by path; the last answer is kept, since each run asks the same."""
+    found, new = set[str](), {*names}
+    while new := {name.rpartition("/")[0] or "." for name in new} - found:
+        found |= new
+    return found
 
 
 class RepoError(UserError):
@@ -187,7 +197,7 @@ class Repo:
 
     def list_untracked(self) -> list[str]:
         """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
-        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard", env=self._find_ignores())
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
         data = tuple(f"{normpath(name)}/" for name in self.task.data)
         return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
@@ -213,15 +223,18 @@ class Repo:
         rows = self._git("ls-tree", "-r", "-z", "--full-tree", "--name-only", self.get_start()).split("\0")
         return [os.path.relpath(name, self.prefix) for name in rows if name]
 
-    def list_others(self) -> Iterator[str]:
-        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole."""
+    def list_others(self, kept: Iterable[str] = ()) -> Iterator[str]:
+        """Yield where no candidate may have a file: what it may not change, or git ignores, folders as a whole.
+
+        The best has the files `kept`: where they lie, and in folders around them, candidates may have some.
+        """
         committed = {*self.list_committed()}
         yield from (name for name in committed if not self.task.is_editable(name))
-        ignored = self._git("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-        names = [*map(PurePosixPath, filter(None, ignored.split("\0")))]
-        known = (*names, *map(PurePosixPath, committed))  # folders around them are listed, too, if all else is ignored
-        around = {folder for name in known for folder in name.parents}
-        yield from {str(name) for name in names if name not in around} - committed
+        how = ("-z", "--others", "--ignored", "--exclude-standard", "--directory")
+        rows = self._git("ls-files", *how, env=self._find_ignores()).split("\0")
+        ignored, ours = {*map(normpath, filter(None, rows))}, committed.union(kept)
+        around = list_folders(frozenset(ignored | ours))  # they are listed, too, if all else in them is ignored
+        yield from ignored - ours - around
 
     def check_whole(self) -> None:
         """Raise RepoError where git has not fetched all files of the commit that runs are laid out from."""
@@ -407,6 +420,18 @@ class Repo:
         found, none = rows.split("\0"), {"unspecified", "unset"}
         return {name: at for name, at in zip(found[::3], found[2::3], strict=False) if at not in none}
 
+    def _find_ignores(self) -> dict[str, str]:
+        """Return the environment in which git ignores what the user's core.excludesFile names, if that is set.
+
+        Of the user's own settings only this path is taken: others may start programs.
+        """
+        name, own = "core.excludesFile", {at: it for at, it in os.environ.items() if at.startswith("GIT_CONFIG_")}
+        with suppress(RepoError):  # settings that git cannot read
+            if found := self._git("config", "-z", "--type=path", name, absent=1, settings=own):
+                keys = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": name}
+                return {**keys, "GIT_CONFIG_VALUE_0": found.removesuffix("\0")}
+        return {}
+
     def _drop_filters(self) -> dict[str, str]:
         """Return the environment in which git starts no filter: the programs are the repository's, maybe a stranger's.
 
@@ -427,17 +452,18 @@ class Repo:
         absent: int = 0,
         index: Path | None = None,
         env: Mapping[str, str] = MappingProxyType({}),
+        settings: Mapping[str, str] = UNREAD,
     ) -> str:
         """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
-        settings = [word for setting in SETTINGS for word in ("-c", setting)]
+        fixed = [word for setting in SETTINGS for word in ("-c", setting)]
         more = {**env, "GIT_INDEX_FILE": str(index)} if index else env
         own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(resolve_home("~"))}
         own |= {name: value for name, value in os.environ.items() if name == "XDG_CONFIG_HOME"}
         try:
             done = subprocess.run(
-                ["git", *settings, *arguments],
+                ["git", *fixed, *arguments],
                 cwd=self.folder,
-                env={**own, **ENVIRONMENT, **more},
+                env={**own, **ENVIRONMENT, **settings, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,

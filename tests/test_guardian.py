@@ -180,7 +180,7 @@ async def test_the_slot_is_free_only_when_the_run_is_gone(folder):
             pass
     process.kill()
     process.wait()
-    async with hold_slot(Slot(folder / "slot.lock", patience=60.0)):
+    async with hold_slot(Slot(folder / "slot.lock")):
         assert not any(alive(pid) for pid in pids)
 
 

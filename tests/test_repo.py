@@ -393,22 +393,34 @@ def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory
     assert not git(other, "for-each-ref", "refs/nightshift")
 
 
-def test_the_users_home_is_known_and_the_users_settings_are_not_read(folder):
-    home = folder / "home"
-    (home / ".config/git").mkdir(parents=True)
-    (home / ".config/git/ignore").write_text("/home/\n/scratch.py\n")
-    (home / ".gitconfig").write_text("[this is no setting\n")
+def test_of_the_users_home_only_what_git_ignores_there_is_read(folder, tmp_path_factory):
+    homes, trap = tmp_path_factory.mktemp("homes"), f"fsmonitor = touch {folder}/sprung\n"
+    for name, settings in {
+        "broken": "[this is no setting\n",
+        "default": "",
+        "named": f"[core]\n{trap}excludesFile = ~/mine\n",
+        "missing": "[core]\nexcludesFile = ~/nowhere\n",
+        "none": "[core]\nexcludesFile =\n",
+    }.items():
+        home = homes / name
+        (home / ".config/git").mkdir(parents=True)
+        (home / ".gitconfig").write_text(settings)
+        (home / ("mine" if name == "named" else ".config/git/ignore")).write_text("/scratch.py\n")
     (folder / "scratch.py").touch()
     git(folder, "config", "core.hooksPath", "~/hooks")
     git(folder, "config", "include.path", "~/more")
     program = (
-        "import sys; from pathlib import Path; from orchestrator.repo import Repo;"
-        "print(Repo(Path(sys.argv[1]), 'may').list_untracked())"
+        "import os, sys\nfrom pathlib import Path\nfrom orchestrator.repo import Repo\n"
+        "for home in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    os.environ['HOME'], repo = str(home), Repo(Path(sys.argv[2]), 'may')\n"
+        "    print(home.name, *repo.list_untracked(), [*repo.list_others()].count('scratch.py'))\n"
     )
-    env = environment(HOME=str(home))
-    env.pop("XDG_CONFIG_HOME", None)
-    words = [sys.executable, "-c", program, folder / "train.py"]
-    assert subprocess.check_output(words, env=env, text=True) == "[]\n"
+    unset = ("XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL")
+    env = {name: value for name, value in environment(GIT_CONFIG_NOSYSTEM="1").items() if name not in unset}
+    said = subprocess.check_output([sys.executable, "-c", program, homes, folder / "train.py"], env=env, text=True)
+    rows = ["broken 1", "default 1", "missing scratch.py 0", "named 1", "none scratch.py 0"]
+    assert said.splitlines() == rows
+    assert not (folder / "sprung").exists()
 
 
 def test_a_filter_of_which_only_the_users_own_settings_know_is_told(folder, repo):

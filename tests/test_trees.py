@@ -283,7 +283,9 @@ def test_no_candidate_takes_the_place_of_what_the_user_has_there(tmp_path, line)
         (place / name).parent.mkdir()
         (place / name).write_text("hours of work")
     git(place, "rm", "-q", "--cached", "forced/net.py")  # as on another branch
-    tree = Preflight(Options(script=place / "train.py"), "night", "optuna").tree
+    night = Preflight(Options(script=place / "train.py"), "night", "optuna")
+    tree = night.tree
+    assert tree.others - {*night.repo.list_others(["out/deep/kept.py"])} == {"out"}, "the best has a file in it"
 
     tree.lay_out(tmp_path / "good", join_files({"train.py": "", "model/x.py": "", "forced/net.py": ""}))
     for number, name in enumerate(("sub/x.py", "link/x.py", "model/own.py", "out/y.py")):

@@ -186,7 +186,7 @@ class Preflight:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
         script, repo, commit = self.options.script, self.repo, self.repo.get_start()
         begins = split_files(self.source) if self.parent or self.beginning else {}  # a keep may have added files
-        others = frozenset(repo.list_others() if repo.task.has_tree else ()) - begins.keys()
+        others = frozenset(repo.list_others(begins) if repo.task.has_tree else ())
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit, others)
         python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})

@@ -34,7 +34,7 @@ class Slot:
     threads: int = 0  # threads for arithmetic on the CPU; 0 for the libraries' default
     cpus: tuple[int, ...] = ()  # logical CPUs that its runs share; empty for all
     nodes: tuple[str, ...] = ()
-    patience: float = 30.0  # seconds to wait for the previous run to end, and for its memory
+    patience: float = guardian.KILL_PATIENCE + 20.0  # seconds to wait for the previous run to end, and for its memory
     is_free: Callable[[], bool] = lambda: True
     """Tells whether the GPU has the memory back that runs have used."""
 
