@@ -20,7 +20,7 @@ from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
-from orchestrator.lab.tree import ScriptTree, find_forgotten, find_modules
+from orchestrator.lab.tree import ScriptTree, find_modules
 from orchestrator.repo import Repo
 from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
@@ -123,23 +123,6 @@ def test_what_a_script_imports_travels_with_the_packages_around_it(line, path):
     assert path in found
     assert not found.keys() & {"secret.py", "libs.py", "prepare.py"}
     assert path.startswith("src") or found.keys() >= {"lib/__init__.py", "lib/deep.py", "up.py"}
-
-
-@pytest.mark.parametrize(
-    ("line", "path", "found"),
-    [
-        ("import pkg.net", "pkg", True),
-        ("from lib import pkg", "lib/pkg", True),
-        ("import sys\nsys.path.append('lib')\nimport util", "lib/util.py", True),
-        ("import util", "util/old.py", False),
-        ("import data", "data", False),
-        ("import other", "old/other.py", False),
-        ("import json, torch", "vendor/torch", False),
-    ],
-)
-def test_a_link_that_a_script_imports_is_found_unless_it_imports_another_file(line, path, found):
-    files = {"train.py": line, "data.py": "", "lib/__init__.py": "", "src/other.py": ""}
-    assert find_forgotten(files, [path], linked=True) == [path] * found
 
 
 def test_one_file_travels_as_ever_and_no_candidate_leaves_its_folder(tmp_path):

@@ -3,10 +3,8 @@
 import ast
 import errno
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.task import EXAMINED, Task
@@ -69,25 +67,16 @@ def find_modules(files: Mapping[str, str], others: Mapping[str, str]) -> dict[st
     found, new = dict[str, str](), dict(files)
     while new:
         left, names = others.keys() - files.keys() - found.keys(), list_imported(new)
-        new = {path: others[path] for path in left if not names.isdisjoint(_list_modules(path))}
+        ends = {path: [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == "/")] for path in left}
+        new = {path: others[path] for path in left if not names.isdisjoint(map(_get_module, ends[path]))}
         found |= new
     return found
 
 
-def find_forgotten(files: Mapping[str, str], untracked: Iterable[str], *, linked: bool = False) -> list[str]:
-    """Return the untracked files that these files import.
-
-    Where all paths are `linked`, a package counts, too, and wherever it lies, as in find_modules: unless the run has a
-    file, or the machine a package, that is imported in its place.
-    """
-    names, paths = list_imported(files), [*untracked]
-    found = [path for path in paths if path.endswith(".py") and _get_module(path) in names]
-    there = frozenset(module for path in files for module in _list_modules(path))
-    unmet = names - there - list_folders(there) if linked else set[str]()
-    if more := {path: at for path in {*paths} - {*found} if (at := unmet.intersection(_list_modules(path)))}:
-        installed = sys.stdlib_module_names | packages_distributions().keys()
-        found += sorted(path for path, at in more.items() if {name.split("/")[0] for name in at} - installed)
-    return found
+def find_forgotten(files: Mapping[str, str], untracked: Iterable[str]) -> list[str]:
+    """Return the untracked files that these files import."""
+    names = list_imported(files)
+    return [path for path in untracked if path.endswith(".py") and _get_module(path) in names]
 
 
 def list_imported(files: Mapping[str, str]) -> set[str]:
@@ -110,11 +99,6 @@ def _list_names(path: str, text: str) -> Iterator[str]:
             case _:
                 continue
         yield from (name for name in names if name.partition(".")[0] != TRUSTED.name)
-
-
-def _list_modules(path: str) -> Iterator[str]:
-    """Yield what a file may be imported as from the script's folder, or from any other around it."""
-    return (_get_module(path[i:]) for i, letter in enumerate(f"/{path}") if letter == "/")
 
 
 def _get_module(path: str) -> str:
