@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate
-from math import exp, log
+from math import exp, floor, log, log10
 from sys import float_info
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ _BOUND = r"[-+]?[\d._]{1,40}(?:e[-+]?\d+)?"
 _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?P<options>.+?)"
 _END = r"(?<!\s)(?=\s+[–—-]\s|\s*$)"  # spaces are looked at once only, however many there are
 _COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE}){_END})?", re.IGNORECASE)
+_MISREAD = re.compile(r"#[#\s]*(?:[-+\d._e]{1,40}\s{0,9}\.\.|one of\b)", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 _MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
 _JUDGES = re.compile(r"(?i)(^|[-_:])(eval(uation)?|val(id(ation)?)?|test|dev|hold_?out|splits?|folds?)($|[-_])")
@@ -34,6 +35,7 @@ LOOKUPS = {"add_argument", "get", "getattr", "getenv", "pop", "setdefault"}
 _SETS = ast.Assign, ast.AnnAssign
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
 MAX_BOUND = 1e300  # end of a range; beyond it, arithmetic in a range leaves what a float can hold
+PLACES = 8  # numbers that a range holds at least: it has more than two digits where two leave fewer
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
 
@@ -55,12 +57,18 @@ class Numbers:
         low, high, at = (log(x) if self.log else x for x in (self.low, self.high, self.clip(value)))
         return (at - low) / (high - low) if high > low else 0.0
 
-    def from_unit(self, position: float) -> int | float:
-        """Return the value at a position from 0 to 1, rounded to two significant digits, or to an integer."""
+    def from_unit(self, position: float, is_coarse: bool = False) -> int | float:
+        """Return the value at a position from 0 to 1, rounded to an integer, or to the digits that the range needs.
+
+        Those are two, and more if fewer than PLACES numbers of two lie in the range, unless `is_coarse`.
+        """
         low, high = (log(x) if self.log else x for x in (self.low, self.high))
         value = low + min(max(position, 0.0), 1.0) * (high - low)
         value = self.clip(exp(value) if self.log else value)
-        return round(value) if self.whole else self.clip(float(f"{value:.2g}"))
+        digits = 2
+        if value and self.high > self.low and not is_coarse:
+            digits = max(2, floor(log10(abs(value))) + 1 - floor(log10(self.high - self.low) - log10(PLACES)))
+        return round(value) if self.whole else self.clip(float(f"{value:.{min(digits, 17)}g}"))
 
     def clip(self, value: float) -> float:
         """Return the nearest value within the range."""
@@ -113,6 +121,8 @@ class Constant:
     name: str
     value: Value
     space: Space
+    dest: str = ""  # name under which an option is read, where it is not the option's own
+    is_coarse: bool = False  # whether two digits and steps of 1 % are the finest, as in older sessions
 
 
 class _Assignment(NamedTuple):
@@ -125,15 +135,39 @@ class _Assignment(NamedTuple):
     is_top: bool  # not inside another statement, such as an `if`
     is_final: bool  # nothing but such assignments gives the name a value: no loop, no +=, no `global`
     options: tuple[Value, ...] = ()  # that argparse accepts
+    dest: str = ""  # that argparse stores it under
+    behind: re.Match[str] | None = None  # the comment on an option's range: on the line of the value or of what follows
 
 
-def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space, or if none does, with guessed ones; not those of an evaluation."""
+def list_searchable(source: str, *, guesses: bool = False, is_old: bool = False) -> dict[str, Constant]:
+    """Return the constants with a declared space, or if none does, with guessed ones; not those of an evaluation.
+
+    Where `guesses`, those without a declared space have a guessed one in any case. `is_old` reads spaces as older
+    sessions did (decision 0075).
+    """
     found = _find_constants(source)
-    declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
+    declared = {name: space for name, at in found.items() if (space := _parse_space(at, is_old))}
     unjudged = {name: at for name, at in found.items() if not _JUDGES.search(name)}
     guessed = {n: space for n, at in unjudged.items() if (space := _guess_space(at.name.upper(), at.value, at.options))}
-    return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
+    chosen = guessed | declared if guesses else declared or guessed
+    return {
+        name: Constant(name, at.value, chosen[name], "" if is_old else at.dest, is_old)
+        for name, at in found.items()
+        if name in chosen
+    }
+
+
+@lru_cache(maxsize=8)
+def has_ranges(source: str) -> bool:
+    """Return whether the script declares the space of any constant."""
+    return any(_parse_space(at) for at in _find_constants(source).values())
+
+
+def list_misread(source: str) -> list[str]:
+    """Return the constants whose comments begin like a range or choices, and declare none."""
+    found = [(at, at.behind or at.comment) for at in _find_constants(source).values()]
+    said = [(at, note.string[note.start("sign") :]) for at, note in found if note and not _parse_space(at)]
+    return [f"{at.name} = {at.text} {' '.join(note.split())}" for at, note in said if _MISREAD.match(note)]
 
 
 def list_declarations(source: str) -> list[str]:
@@ -273,10 +307,13 @@ def _walk_assignments(path: str, source: str) -> Iterator[_Assignment]:
         assert line
         return len(source) - len(bare) + len(data[: begins[line - 1] + (column or 0)].decode())
 
+    def match_comment(end: int) -> re.Match[str] | None:
+        return _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
+
     def place(name: str, value: ast.expr, is_top: bool) -> _Assignment:
         start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
-        comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
-        return _Assignment(path, name, _evaluate(value), start, source[start:end], comment, is_top, bound[name] == 0)
+        text, is_final = source[start:end], bound[name] == 0
+        return _Assignment(path, name, _evaluate(value), start, text, match_comment(end), is_top, is_final)
 
     nodes = [*_walk_scope(tree)]
     given = [(*pair, node in tree.body) for node in nodes if isinstance(node, _SETS) for pair in list_values(node)]
@@ -295,7 +332,13 @@ def _walk_assignments(path: str, source: str) -> Iterator[_Assignment]:
             real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
             options = tuple(map(_evaluate, getattr(given.get("choices"), "elts", ())))
             known = tuple(option for option in options if option is not None)
-            yield at._replace(value=float(at.value) if real else at.value, options=known)
+            dest = getattr(given.get("dest"), "value", "")
+            parts = [*call.args, *(keyword.value for keyword in call.keywords), call]
+            ends = sorted({locate(part.end_lineno, part.end_col_offset) for part in parts})
+            notes = [note for end in ends if end >= at.start + len(at.text) and (note := match_comment(end))]
+            behind = next((note for note in notes if note["space"]), (*notes, None)[0])
+            value = float(at.value) if real else at.value
+            yield at._replace(value=value, options=known, dest=f"{dest or ''}", behind=behind)
 
 
 def _walk_scope(node: ast.AST) -> Iterator[ast.AST]:
@@ -369,7 +412,9 @@ def _compute(node: ast.expr) -> Any:
             return None
 
 
-def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
+def _parse_space(at: _Assignment, is_old: bool = False) -> Space | None:
+    value: Value = at.value
+    comment = at.comment if is_old else at.behind or at.comment
     number = isinstance(value, int | float) and not isinstance(value, bool)
     with suppress(*NOT_PYTHON, TypeError, AttributeError):  # such as `one of x for x in y`, which is not a list
         if comment and comment["options"]:
@@ -380,7 +425,9 @@ def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
         if comment and comment["high"] and number:
             low, high = float(comment["low"]), float(comment["high"])
             if -MAX_BOUND <= low < high <= MAX_BOUND:
-                return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
+                whole = low.is_integer() and high.is_integer() and comment["space"].count(".") == 2  # not 0.0..1.0
+                whole = isinstance(value, int) and (whole or is_old)
+                return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=whole)
     return None
 
 

@@ -12,6 +12,7 @@ from prepare.constants import (
     Setting,
     UnknownConstantError,
     list_declarations,
+    list_misread,
     list_searchable,
     read_values,
     with_constants,
@@ -274,6 +275,31 @@ def test_defaults_of_argparse_are_constants():
     assert "--batch-size = 2**5" in list_declarations(OPTIONS)
     ranged = OPTIONS.replace("default=3e-4)", "default=3e-4,  # 1e-5..1e-2 log\n    )")
     assert {name: at.space for name, at in list_searchable(ranged).items()} == {"--lr": Numbers(1e-5, 1e-2, log=True)}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        '("--lr", default=0.1, help="rate")  # 0.01..1 log',
+        '("--lr", default=0.1,  # the rate\n    help="rate",  # 0.01..1 log – words\n)',
+        '("--lr", default=0.1,\n    help="rate")  # 0.01..1 log – words',
+    ],
+)
+def test_an_option_has_the_range_that_stands_behind_its_call(option):
+    script = f"p.add_argument{option}\np.add_argument('--wd', default=0.1)\n"
+    assert {name: at.space for name, at in list_searchable(script).items()} == {"--lr": Numbers(0.01, 1, log=True)}
+    assert "--wd" in list_searchable(script, guesses=True)
+    assert with_constants(script, {"--lr": 0.125}) == script.replace("0.1,", "0.125,", 1)
+    if "the rate" not in script:
+        assert list_searchable(script, is_old=True)["--lr"].space == Numbers(0.025, 0.4, log=True)
+
+
+def test_what_only_looks_like_a_range_is_named():
+    read = "A = 1  # 1..5 – words\nB = 2  # see ../data\nC = 'x'  # one of 'x', 'y'\nD = 4\nE = 5  # steps .. and\n"
+    assert list_misread(read) == []
+    lines = ["A = 0.1 # 0.01 .. 1", "B = 0.1 # 0.01..1 log: rate", "C = 'x' # one of x, y", "D = 3 # 5..1"]
+    assert list_misread("\n".join(lines)) == lines
+    assert list_misread("p.add_argument('--lr', default=0.1, help='x')  # .1 ..1") == ["--lr = 0.1 # .1 ..1"]
 
 
 @pytest.mark.parametrize(

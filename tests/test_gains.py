@@ -128,11 +128,12 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     (place / "train.py").write_text(ours.replace("DEPTH = 8 ", "DEPTH = 9 "))
     git(place, "commit", "-qam", "tuned")
     assert Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna").profile is None
-    (place / "train.py").write_text(ours.replace("manual_seed(SEED)", "manual_seed(SEED + 1)"))
+    (place / "train.py").write_text(ours.replace("manual_seed(SEED)", "manual_seed(SEED + 1)") + "A = 1  # 0.1 .. 1\n")
     git(place, "commit", "-qam", "the constants that come with it")
     night = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
-    checked = next(result for result in night.check() if result.subject == "constants")
+    checked, ranges, *_ = (result for result in night.check() if result.subject in {"constants", "ranges"})
     assert "constants of train.py: runs have those of profile cpu" in checked.message
+    assert ranges.message.startswith("not read as ranges: A = 1 # 0.1 .. 1: write low..high")
     night.ask_to_fit(lambda _: pytest.fail("ours is fitted unasked"))
 
 

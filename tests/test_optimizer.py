@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -418,12 +419,53 @@ def test_an_option_that_the_command_or_set_defaults_sets_is_not_searched():
 
 
 @pytest.mark.parametrize(
-    "line", ["X = 8  # 1..8", "X = 1  # 1..2 log", "X = 0.0  # 0.0..0.5", "X = True", "X = 2 # one of 2, 3"]
+    "line",
+    [
+        "X = 8  # 1..8",
+        "X = 1  # 1..2 log",
+        "X = 0.0  # 0.0..0.5",
+        "X = True",
+        "X = 2 # one of 2, 3",
+        "X = 0  # 0.0..0.3",
+        "X = 0  # 0..3e-1",
+        "X = 0.9999  # 0.99..0.9999",
+        "X = 0.9999  # one of 0.9995, 0.9999",
+    ],
 )
 def test_a_constant_at_its_bound_has_a_step(line):
     found = list_tunable(f"{line}\ntrain(X)\n")
     at = SearchState(found, (), 0.004)
     assert [is_within(found["X"].space, step.changes["X"]) for step in rank_steps(at)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("line", "steps", "before"),
+    [
+        ("X = 1  # 0.1..10 log", (0.18, 5.6), (0, 6)),
+        ("X = 3  # 0.5..3.5", (1.9, 3.5), (2, 4)),
+        ("X = 3  # 1..5", (2, 4), (2, 4)),
+        ("X = 0  # 0.0..1.0", (None, 0.38), (None, 1)),
+        ("X = 0.999  # 0.99..0.9999", (0.995, 0.9999), None),
+        ("X = 0.9995  # 0.999..0.9999", (0.9992, 0.9998), None),
+        ("X = 10000.0  # 10000.0..10400.0", (None, 10150.0), None),
+        ("X = 0.999  # 0.9..0.9999", (0.96, 0.9999), (0.96, None)),
+        ("X = 0.95  # 0.9..0.99", (0.92, 0.98), (0.92, 0.98)),
+        ("X_BETA = 0.999", (0.998, 0.9995), (None, None)),
+        ("X = 0.199  # 0.005..0.2 log", (0.05, None), (0.05, None)),
+    ],
+)
+def test_a_range_is_searched_as_it_is_declared_and_in_old_sessions_as_before(line, steps, before):
+    for is_old, expected in ((False, steps), (True, before)):
+        found = list_tunable(f"{line}\ntrain({line.split()[0]})\n", is_old=is_old).values()
+        ways = [tuple(take_step(constant, way, 1.0) for way in ("down", "up")) for constant in found]
+        assert ways == [expected] * (expected is not None)
+
+
+def test_an_option_is_read_under_its_dest():
+    script = 'p.add_argument("--rate", dest="lr", default=0.1)\na = p.parse_args()\nfit(a.lr)\n'
+    assert [*list_tunable(script)] == ["--rate"]
+    assert not (list_tunable(script, fixed=("lr",)) or list_tunable(script, fixed=("rate",)))
+    assert not (list_tunable(script, is_old=True) or list_tunable(script.replace("lr", "seed")))
 
 
 def test_the_constants_of_many_parents_are_read_once_each():
@@ -448,6 +490,19 @@ def test_a_trial_has_the_values_that_ran_where_its_parent_was_kept_in_another_ve
 @pytest.fixture(scope="module")
 def wide_night(tmp_path_factory):
     return night(tmp_path_factory.mktemp("wide") / "s" / "session.db", slots=32, experiments=32, rule=KEEP_RULE)
+
+
+def test_a_range_that_an_edit_declares_ends_no_search_of_what_the_baseline_left_to_guesses(wide_night):
+    state, base = wide_night.state, wide_night.state.parents[0].source
+
+    def get(digest):
+        text = re.sub("#.*", "", wide_night.get(digest))
+        return text if digest == base else f"{text}GATE = 0.5  # 0.0..1.0\ntrain(GATE)\n"
+
+    assert state.parent.source != base
+    assert {"DEPTH", "MATRIX_LR", "GATE"} <= read_search(state, get).constants.keys()
+    begun = state.session.model_copy(update={"rule": KEEP_RULE.model_copy(update={"as_declared": False})})
+    assert [*read_search(replace(state, started=begun), get).constants] == ["GATE"]
 
 
 def test_many_slots_get_no_proposal_twice(wide_night):

@@ -5,12 +5,16 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.agents import briefing, researcher
-from orchestrator.core.events import Notebook, Proposal
+from orchestrator.agents.crew import ClaudeCrew
+from orchestrator.core.events import KeepRule, Notebook, Proposal
 from orchestrator.core.task import Task
+from orchestrator.policy.steps import Propose
+from orchestrator.policy.thresholds import KEEP_RULE
 from prepare.tree import join_files, split_files
 from subagents.agent import ask
 from subagents.prompts import load_prompts
@@ -298,6 +302,23 @@ def test_a_step_of_several_files_is_measured_with_the_edits_in_their_places():
 def test_a_change_goes_in_the_direction_of_its_values(settings, said, way):
     proposal = synthetic.proposal(random.Random(1), settings=settings, direction=said)
     assert researcher.find_direction(proposal, {"A": 0.02, "B": "text"}) == way
+
+
+def test_a_value_has_the_type_of_the_one_before_where_it_loses_nothing():
+    before = {"A": 8, "B": 8, "C": False, "D": 0.1, "E": 3, "F": 1.0, "G": "x", "H": True}
+    settings = {"A": 12.0, "B": True, "C": 0, "D": True, "E": 3.5, "F": 2, "G": "y", "H": 2}
+    found = researcher.match_types(settings, before)
+    assert repr(found) == "{'A': 12, 'B': 1, 'C': False, 'D': 1.0, 'E': 3.5, 'F': 2.0, 'G': 'y', 'H': 2}"
+
+
+@pytest.mark.parametrize(("rule", "value"), [(KEEP_RULE, 12), (KeepRule(), 12.0)])
+def test_a_proposal_has_the_types_of_the_constants_unless_its_session_is_older(rule, value):
+    state = replace(LOG.state, started=LOG.state.session.model_copy(update={"rule": rule}), notebook=None)
+    log = SimpleNamespace(state=state, get=lambda _: "DEPTH = 8\n", append=print)
+    world = FakeWorld([says(call("submit", proposals=[{**DRAFT, "settings": {"DEPTH": 12.0}}]))])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+    (proposal,) = asyncio.run(crew.propose(state, Propose(state.next, 1, 0)))
+    assert repr(proposal.settings["DEPTH"]) == repr(value)
 
 
 def test_the_tools_are_the_same_before_the_baseline_is_measured():

@@ -88,6 +88,8 @@ class ClaudeCrew:
         if not state.session.rule.consistent:
             return drafts
         values = read_values(source)
+        if state.session.rule.as_declared:
+            drafts = [d.model_copy(update={"settings": researcher.match_types(d.settings, values)}) for d in drafts]
         return [d.model_copy(update={"direction": researcher.find_direction(d, values)}) for d in drafts]
 
     async def _consolidate(self, state: State, step: Propose, reason: str) -> State:

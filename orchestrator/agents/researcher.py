@@ -86,6 +86,18 @@ def make_agent(
     return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)
 
 
+def match_types(settings: Mapping[str, Value], values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return settings with the types of the values before, where nothing is lost by it: 12 for 12.0, False for 0."""
+    return {name: _match_type(new, values.get(name)) for name, new in settings.items()}
+
+
+def _match_type(new: Value, old: Value | None) -> Value:
+    kind = type(old)
+    if kind in {bool, int, float} and isinstance(new, int | float) and abs(new) <= MOST:
+        return exact if (exact := kind(new)) == new else new
+    return new
+
+
 def find_direction(proposal: Proposal, values: Mapping[str, Value]) -> Direction | None:
     """Return which way a proposal changes its only constant, `set` if that has no order; None for several or none."""
     match list(proposal.settings.items()):
@@ -194,10 +206,10 @@ def _make_profiler(source: str, session: Started, meter: StepMeter | None) -> To
                 raise ToolError(f"{quote(old)} occurs in {', '.join(places)}. Include more of the text around it.")
             edited.replace((*places, *edited.files)[0], old, new)
         try:
-            draft = with_constants(edited.text, settings)
+            values = read_values(edited.text)
+            draft = with_constants(edited.text, match_types(settings, values))
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
-        values = read_values(edited.text)
         if fault := next(filter(None, (_find_other_type(n, value, values[n]) for n, value in settings.items())), ""):
             raise ToolError(fault)
         if next(measured) > MAX_STARTS:

@@ -44,7 +44,7 @@ from orchestrator.views.notify import make_sender
 from orchestrator.views.output import print_safely
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
-from prepare.constants import read_values, with_originals
+from prepare.constants import list_misread, read_values, with_originals
 from prepare.files import list_by_age
 from prepare.machine import Gpu, count_cores, count_roomy_cores, filter_model, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
@@ -491,8 +491,12 @@ class Preflight:
             whose = whose if self.profile else f"yours; with --fit, those of profile {name}"
             words = f"constants of {self.repo.script.name}: runs have {whose}\n{change}"
             yield CheckResult("constants", "warn", words)
+        if misread := list_misread(source):
+            words = "write low..high, low..high log or one of A, B, and a dash with spaces around it before other words"
+            yield CheckResult("ranges", "warn", f"not read as ranges: {shorten('; '.join(misread), 300)}: {words}")
         if self.crew == "optuna":
-            found = list_tunable(source, self.task.is_reported, self.task.fixed)
+            is_old = bool(self.state) and not self.state.session.rule.as_declared
+            found = list_tunable(source, self.task.is_reported, self.task.fixed, is_old=is_old)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
             words = words if found else explain_untunable(source, self.repo.script.name)
             yield CheckResult("constants", "good" if found else "bad", words)

@@ -205,6 +205,9 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     consistent: bool = False
     """Whether nothing seen elsewhere counts against a clear loss on the branch, a run counts once however often its
     candidate is moved, and what is called up or down is what a change's values tell, not its author."""
+    as_declared: bool = False
+    """Whether the ranges that comments declare are searched as they stand, the baseline decides whether others are
+    guessed, and a researcher's values have the types of those before."""
 
 
 class SessionSettings(Frozen):

@@ -17,7 +17,7 @@ from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
 from orchestrator.policy.evidence import estimate_sigma, pool_variance
-from prepare.constants import Choices, Constant, Numbers, Value
+from prepare.constants import Choices, Constant, Numbers, Value, has_ranges
 
 Assignment = Mapping[str, Value]
 
@@ -94,7 +94,10 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     code = "the code" if task.has_tree else (*task.editable, "train.py")[0]
     best = state.parent.source
     bases = {best, *(_get_base(state, result) for result in state.results)}
-    found = {base: list_tunable(get(base), task.is_reported, task.fixed) for base in bases}
+    is_old = not state.session.rule.as_declared
+    guesses = not (is_old or has_ranges(get(state.parents[0].source)))  # whatever edits have declared since
+    read = partial(list_tunable, is_reported=task.is_reported, fixed=task.fixed, guesses=guesses, is_old=is_old)
+    found = {base: read(get(base)) for base in bases}
     values = {base: {name: c.value for name, c in constants.items()} for base, constants in found.items()}
     trials = tuple(_list_trials(state, values))
     is_measured = pool_variance(state).squares > 0

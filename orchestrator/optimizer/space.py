@@ -15,6 +15,7 @@ from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name
 from prepare.tree import parse_files
 
 STEP_SIZE = 0.375  # a first step, as a share of the space or of a count: long, to exceed the noise
+CLOSE = 0.005  # a step that changes a number by up to 1 % is none if it is no longer than this share of its range
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
 LOOKS = {"globals", "locals", "vars"}  # functions that read constants without naming them, all at once
@@ -25,18 +26,27 @@ PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", 
 
 
 @lru_cache(maxsize=512)  # the optimizer asks for all parents in turn
-def list_tunable(source: str, is_reported: bool = False, fixed: tuple[str, ...] = ()) -> dict[str, Constant]:
+def list_tunable(
+    source: str,
+    is_reported: bool = False,
+    fixed: tuple[str, ...] = (),
+    *,
+    guesses: bool = False,
+    is_old: bool = False,
+) -> dict[str, Constant]:
     """Return the constants that training reads and whose space holds another value.
 
     Seeds are left out: the orchestrator assigns them. Where the score is a number that the script prints, everything
-    has an effect except what is printed as it is.
+    has an effect except what is printed as it is. `guesses` and `is_old` are those of `list_searchable`.
     """
-    found, names = list_searchable(source), set[str]()
+    found, names = list_searchable(source, guesses=guesses, is_old=is_old), set[str]()
     with suppress(RecursionError):  # older sessions may hold a script that would not be accepted now
         names = (_find_names_computed if is_reported else _find_names_read)(source) if found else names
-    words = {name: name.rpartition(":")[2].removeprefix("--").replace("-", "_") for name in found}
-    read = {n: c for n, c in found.items() if {words[n], f".{words[n]}"} & names or names & REFLECTION}
-    return {n: c for n, c in read.items() if "seed" not in words[n].lower() and words[n] not in fixed and _has_steps(c)}
+    own = {name: name.rpartition(":")[2].removeprefix("--").replace("-", "_") for name in found}
+    words = {name: (own[name], constant.dest or own[name]) for name, constant in found.items()}
+    read = {n: c for n, c in found.items() if {words[n][1], f".{words[n][1]}"} & names or names & REFLECTION}
+    free = {n: c for n, c in read.items() if not ({*fixed} & {*words[n]} or "seed" in f"{words[n]}".lower())}
+    return {name: constant for name, constant in free.items() if _has_steps(constant)}
 
 
 def find_fixed(source: str, command: str) -> tuple[str, ...]:
@@ -92,13 +102,17 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
         case Numbers(whole=True, log=False) as space, int() as old:
             new = round(space.clip(old + sign * max(1, round(abs(old) * STEP_SIZE)) * round(size)))
         case Numbers() as space, (int() | float()) as old:
-            new = space.from_unit(space.to_unit(old) + sign * STEP_SIZE * size)
+            new = space.from_unit(space.to_unit(old) + sign * STEP_SIZE * size, constant.is_coarse)
             if new == old and space.whole:
                 new = round(space.clip(old + sign))
         case _, old:
             new = old
-    same = new == old or (isinstance(new, float) and isinstance(old, float) and isclose(new, old, rel_tol=0.01))
-    return new if get_direction(constant, new) == way and not same else None
+    space, is_near = constant.space, False
+    if isinstance(new, float) and isinstance(old, float) and isclose(new, old, rel_tol=0.01):
+        # In 0.99..0.9999, say, neighbours are far apart. Choices are always meant.
+        is_short = isinstance(space, Numbers) and abs(space.to_unit(new) - space.to_unit(old)) <= CLOSE
+        is_near = is_short or constant.is_coarse
+    return new if get_direction(constant, new) == way and new != old and not is_near else None
 
 
 def is_within(space: Space, value: Value) -> bool:

@@ -63,7 +63,7 @@ def _encode(constant: Constant, value: Value | None) -> float | None:
 
 def _decode(constant: Constant, drawn: float) -> Value:
     space = constant.space
-    return space.options[int(drawn)] if isinstance(space, Choices) else space.from_unit(drawn)
+    return space.options[int(drawn)] if isinstance(space, Choices) else space.from_unit(drawn, constant.is_coarse)
 
 
 def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:

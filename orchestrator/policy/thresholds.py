@@ -23,10 +23,11 @@ KEEP_RULE = KeepRule(
     prunes_by_gain=True,
     chronological=True,
     consistent=True,
+    as_declared=True,
 )
-"""What new sessions record (decisions 0040, 0045, 0047, 0065, 0066 and 0073). A higher risk finds less, and a lower one
-keeps more that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay
-for."""
+"""What new sessions record (decisions 0040, 0045, 0047, 0065, 0066, 0073 and 0075). A higher risk finds less, and a
+lower one keeps more that is not better. A second seed shows what was luck of a noisy candidate, which a short night
+cannot pay for."""
 RISK_RISE = 0.25  # relative rise of the risk with ln(1 + ideas / BAR_IDEAS): later gains are more often luck
 INTERACTION = 1.0  # standard deviation in σ by which the effect of a change may differ on a later train.py
 PROMISING = 0.9  # probability of being better from which others are stacked on a candidate before it is kept
