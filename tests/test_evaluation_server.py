@@ -1,12 +1,15 @@
 """The connection to a run: what is handed out and when, whatever it sends; and what a run by hand does without one."""
 
 import asyncio
+import fcntl
 import itertools
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -217,17 +220,25 @@ async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
     connection.close()
 
 
-async def test_answers_are_taken_apart_byte_by_byte(a_run):
-    connection, answers = a_run
+async def test_answers_are_taken_apart_byte_by_byte_also_by_a_process_that_is_stopped_and_goes_on(a_run):
+    connection, process = a_run
     with Path(__file__).open("rb") as file:
-        await connection.send({"event": "rows", "split": "some"}, file=file, data=b"12345")
-    assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
+        await connection.send({"event": "rows", "split": "some"}, file=file, data=b"123")
+    while any(fcntl.ioctl(connection.socket, termios.TIOCOUTQ, b"\0" * 4)):
+        await asyncio.sleep(0.01)  # until it has taken these, and waits for more
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    process.send_signal(signal.SIGCONT)
+    await asyncio.sleep(0.05)
+    connection.writer.write(b"45")
+    told = process.communicate(timeout=60)[0].splitlines()
+    assert told == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
     connection.close()
 
 
 @pytest.fixture
 async def a_run():
-    """Our end, and what a real process at the other end makes of it."""
+    """Our end, and a real process at the other end, which prints what it makes of it."""
     connection, theirs = await open_pair()
     program = (
         "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
@@ -238,11 +249,7 @@ async def a_run():
         [sys.executable, "-c", program], env=env, pass_fds=[theirs], stdout=subprocess.PIPE, text=True
     ) as process:
         os.close(theirs)
-
-        def said():
-            return process.communicate(timeout=60)[0].splitlines()
-
-        yield connection, said
+        yield connection, process
 
 
 def test_by_hand_there_is_nobody_to_ask(tmp_path):

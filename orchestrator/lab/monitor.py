@@ -108,6 +108,11 @@ class RunMonitor:
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
 
+    def launch(self) -> None:
+        """Start the clock of the run: its folder may have taken long to fill, and no one read the clock meanwhile."""
+        self.read_at = self.clock()
+        self.launched = self.read_clock()
+
     def begin_training(self) -> None:
         """Start the clock of the training."""
         self.startup_cpu, self.training_began = self.count_cpu_seconds(), self.read_clock()
