@@ -89,16 +89,24 @@ def test_upstreams_progress_line_is_understood():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "step", "step one (1%) | loss: 2", "loss: 3.2", "step 1 () | loss: 1", "step 1 (1.2.3%) | loss: 1"]
+    "text",
+    [
+        *["", "step", "step one (1%) | loss: 2", "loss: 3.2", "step 1 () | loss: 1", "step 1 (1.2.3%) | loss: 1"],
+        *[f"step 1 (1%) | loss: {text}" for text in ("?!", "--", ", lr: 1", "0,93", "tensor(5.6)")],
+    ],
 )
 def test_other_lines_are_no_progress(text):
     assert parse_progress(text) is None
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("nan", "nan"), ("-inf", "-inf"), ("?!", "nan"), ("1" * 50 + "e-49", "1.1111111111111112")]
+    ("text", "shown"),
+    [
+        *[("nan", "nan"), ("nan, lr: 0.1", "nan"), ("-inf", "-inf"), ("1" * 50 + "e-49", "1.1111111111111112")],
+        *[("5.678, lr: 0.1", "5.678"), ("5.678; lr: 0.1", "5.678"), ("1,234.5", "1234.5"), ("93.5%", "93.5")],
+    ],
 )
-def test_a_loss_may_be_anything(text, shown):
+def test_a_loss_may_be_any_number_however_it_is_printed(text, shown):
     assert str(parse_progress(f"step 00001 (0.1%) | loss: {text} | lrm: 1.0").loss) == shown
 
 
@@ -443,6 +451,12 @@ TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <modu
         (1, "step 00009 (1.0%) | loss: 5.0\nFAIL: loss is nan at step 10", "NaN", "step 10"),
         (1, "FAIL", "NaN", "FAIL"),
         (-11, "loading", "other", "SIGSEGV: loading"),
+        (139, "parameters: 5M", "other", "SIGSEGV: parameters: 5M"),  # behind a shell
+        (134, "  what():  std::bad_alloc", "out of host memory", "bad_alloc"),
+        (1, TRACE + "numpy._ArrayMemoryError: Unable to allocate 74.5 GiB", "out of host memory", "74.5"),
+        (1, "    | ValueError: one of two\n    +--------------------", "other", "ValueError: one of two"),
+        (1, "torch._dynamo.exc.Unsupported: a call\n\nSet TORCHDYNAMO_VERBOSE=1 for", "other", "Unsupported: a call"),
+        (255, "bye", "other", "bye"),
         (1, TRACE + "ValueError: shapes do not match\nstep 00009 (1.0%) | loss: 5.0", "other", "ValueError: shapes"),
         (3, "", "other", "exit code 3"),
     ],
