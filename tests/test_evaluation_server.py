@@ -54,6 +54,7 @@ class Visit:
     def __init__(self, folder, plan=PLAN, budget=None):
         self.plan, self.scorer = plan, Scorer.load(small_data(folder / "data", budget))
         self.monitor, descriptors = Running(RunLimits(wall=1e9), Ticks()), queue.SimpleQueue()
+        self.failures = list[Exception]()
         self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
         self.run = socket.socket(fileno=descriptors.get(timeout=30))
@@ -62,7 +63,10 @@ class Visit:
         connection, descriptor = await open_pair()
         self.submission = TrainingServer(connection, self.scorer, 1, self.plan, self.monitor, model)
         descriptors.put(descriptor)
-        await self.submission.serve()
+        try:
+            await self.submission.serve()
+        except OSError as error:
+            self.failures.append(error)
 
     def say(self, *words):
         self.run.sendall("".join(f"{word}\n" for word in words).encode())
@@ -158,14 +162,28 @@ def test_first_steps_that_the_script_does_not_count_are_free_as_far_as_the_basel
     assert ("s do not count" in visit.monitor.transcript.log) == (percent == 0.0 and measured != {})
 
 
-def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
+def test_nothing_more_is_shown_for_asking_twice_or_otherwise(visit):
     visit.say('{"event": "claims", "bytes": 4}', '{"event": "rows"}', "[1]", "{", '{"event": {"event": "ready"}}')
     visit.say("x" * (3 * MAX_LINE), '{"event": "score", "val_bpb": 0.1}', '{"event": "ready"}', '{"event": "ready"}')
-    assert b'"train"' in visit.shown()[0]
+    assert b'"train"' in (first := visit.shown())[0]
+    began = visit.monitor.training_began
+    assert visit.shown() == first, "to a process that loads the batches, and to its parent"
+    visit.say('{"event": "ready"}')
+    assert visit.shown() == first
+    assert visit.monitor.training_began == began
     visit.run.settimeout(0.2)
     with pytest.raises(TimeoutError):
         visit.run.recv(1)
     assert visit.submission.settings is None
+
+
+def test_who_asks_again_and_again_and_does_not_listen_is_left(visit):
+    with pytest.raises(ConnectionError):
+        for _ in range(100):
+            visit.say(*['{"event": "ready"}'] * 1_000)
+    visit.server.join(timeout=30)
+    assert not visit.server.is_alive()
+    assert not visit.failures
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,9 @@ class TrainingServer:
                 while (event := await self.connection.receive()) is not None:
                     self.monitor.take_report(event)
                     match event:
-                        case {"event": "ready"} if self.monitor.training_began is None:
-                            self.monitor.begin_training()
+                        case {"event": "ready"}:  # each process of a run asks once, as one that loads its batches
+                            if self.monitor.training_began is None:
+                                self.monitor.begin_training()
                             with (self.scorer.folder / "train.bin").open("rb") as file:
                                 await self.connection.send({"event": "rows", "split": "train"}, file=file)
                         case {"event": "model", "bytes": int()}:
