@@ -22,7 +22,8 @@ _PATTERNS: dict[FailureKind, str] = {
 }
 DEVICE_FAULT = re.compile(
     r"ECC error|fallen off the bus|GPU is lost|busy or unavailable|driver initialization failed|not yet initialized|"
-    r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|is in use by"
+    r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|is in use by|"
+    r"cuda.is_available\(\) is False"
 )
 """A message about the GPU itself rather than about the program on it."""
 
