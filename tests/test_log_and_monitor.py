@@ -319,6 +319,32 @@ def test_a_script_that_prints_seldom_is_not_said_to_hang():
     assert watch(monitor, clock, 30).kind == "hang"
 
 
+def test_once_its_model_was_handed_over_a_script_ends_or_goes_on_or_is_ended():
+    clock = Clock()
+    plan = EvaluationPlan(
+        audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=(PruningThreshold(progress=0.5, loss=4.5),)
+    )
+    monitor = RunMonitor(RunLimits(wall=1000.0, quiet=60.0), clock, plan=plan)
+    begin_training(monitor)
+    watch(monitor, clock, 40)
+    monitor.training_ended = monitor.read_clock()
+    assert watch(monitor, clock, 9) is None
+    monitor.feed(line(0, 0.0, 5.0) + line(5, 50.0, 5.0) + line(6, 60.0, "nan") + line(9, 95.0, 5.0))
+    assert watch(monitor, clock, 100) is None, "what was printed late tells of steps before"
+    assert (len(monitor.points), monitor.uncounted) == (3, 0.0)
+    found = watch(monitor, clock, 1)
+    assert (found.kind, found.message[:28]) == ("hang", "it printed nothing for 100 s")
+    assert "handed its model over" in found.message
+    monitor.feed(line(10, 96.0, 4.0))  # it has evaluated in between, and goes on
+    assert isinstance(monitor.stop_reason, Prune)
+    monitor.cause = None
+    assert watch(monitor, clock, 300) is None
+    monitor.feed(line(12, 98.0, "nan"))
+    assert monitor.stop_reason.kind == "NaN"
+    monitor.cause = None
+    assert "s; it has handed its model over" in watch(monitor, clock, 1000).message
+
+
 def test_before_the_first_step_a_script_may_compile_and_then_the_line_that_is_awaited_is_named():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0, wall=1e6)
