@@ -192,7 +192,7 @@ def test_who_asks_again_and_again_and_does_not_listen_is_left(visit):
         (f'"bytes": 0, {MANNER}', "its model has 0 bytes"),
         (f'"bytes": {1 << 60}, {MANNER}', "its model has 1,152"),
         ('"bytes": 1', "how its model is to be run"),
-        (f'"bytes": 1, {MANNER.replace("4", "-4")}', "how its model is to be run"),
+        (f'"bytes": 1, {MANNER.replace("4", "-4")}', "how its model is to be run: batch_size: Input should be greater"),
         (f'"bytes": 1, {MANNER.replace("null", "7")}', "how its model is to be run"),
     ],
 )

@@ -103,8 +103,11 @@ class TrainingServer:
         self.cpu = monitor.train_cpu + _count_excess(monitor.startup_cpu, self.plan.startup_cpu)
         try:
             self.settings = InferenceSettings.model_validate(event)
-        except ValidationError:
-            raise Disqualified("it does not say how its model is to be run") from None
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise Disqualified(
+                f"it does not say how its model is to be run: {wrong['loc'][0]}: {wrong['msg']}"
+            ) from None
         self._check_time(self.wall, self.cpu)
 
     def _grant_uncounted(self) -> float:
