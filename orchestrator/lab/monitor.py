@@ -112,7 +112,7 @@ class RunMonitor:
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
 
-    def launch(self) -> None:
+    def begin(self) -> None:
         """Start the clock of the run: its folder may have taken long to fill, and no one read the clock meanwhile."""
         self.read_at = self.clock()
         self.launched = self.read_clock()

@@ -89,7 +89,7 @@ class Attempt:
     @property
     def log(self) -> str:
         """What was printed, without this machine's folders."""
-        return hide_places(self.monitor.transcript.log, self.work)
+        return shorten_places(self.monitor.transcript.log, self.work)
 
     def check_ending(self, budget: float) -> None:
         """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
@@ -151,7 +151,7 @@ class BaseRunner(ABC, Generic[S]):
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
-            reason = hide_places(reason, self.folder.resolve())
+            reason = shorten_places(reason, self.folder.resolve())
             if slot.devices and DEVICE_FAULT.search(reason):
                 self.faults[granted.slot].add(granted.experiment if isinstance(error.__cause__, Fault) else object())
             if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:
@@ -377,12 +377,12 @@ class Runner(BaseRunner[Scorer]):
         if answers:
             return answers[0]
         monitor.check_ending()
-        reserve, log = self.limits.reserve, hide_places(monitor.transcript.log, folder)
+        reserve, log = self.limits.reserve, shorten_places(monitor.transcript.log, folder)
         is_full = shutil.disk_usage(folder).free < reserve and run.measure_growth() << 10 < reserve
         raise evaluator.explain_silence(log, quotes=not run.has_shown, on_gpu=bool(run.slot.devices), is_full=is_full)
 
 
-def hide_places(text: str, folder: Path) -> str:
+def shorten_places(text: str, folder: Path) -> str:
     """Return the text without this folder and those of the machine, since sessions are shared."""
     for path, name in {f"{folder}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
