@@ -72,10 +72,12 @@ def receive() -> dict[str, Any]:
 
 def take(size: int) -> bytes:
     """Return the `size` bytes that follow an answer. Raises EOFError."""
-    data = _get_socket().recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise EOFError("the orchestrator has gone")
-    return data
+    data = bytearray()
+    while len(data) < size:  # a process that is stopped and goes on gets a part
+        if not (part := _get_socket().recv(size - len(data), socket.MSG_WAITALL)):
+            raise EOFError("the orchestrator has gone")
+        data += part
+    return bytes(data)
 
 
 @cache

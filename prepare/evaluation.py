@@ -5,6 +5,7 @@ have not trained it (`prepare.evaluator`): no script ever sees validation text.
 """
 
 import math
+import operator
 import pickle
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
@@ -73,7 +74,7 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
     header: dict[str, object] = {
         "event": "model",
         "bytes": len(pickled),
-        "batch_size": batch_size,
+        "batch_size": operator.index(batch_size),
         "autocast": autocast,
         "precision": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),

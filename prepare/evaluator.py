@@ -38,6 +38,10 @@ def main() -> None:
         set_up_torch(request)
     channel.send({"event": "ready"})
     channel.receive()  # its turn: until then nothing of the model is here
+    if request["precision"]:
+        torch, device = _import_torch()
+        torch.zeros(1, device=device)  # what fails until here is the machine's fault
+    channel.send({"event": "open"})
     descriptor = channel.shard("model")
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:

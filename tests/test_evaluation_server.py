@@ -1,12 +1,15 @@
 """The connection to a run: what is handed out and when, whatever it sends; and what a run by hand does without one."""
 
 import asyncio
+import fcntl
 import itertools
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +54,7 @@ class Visit:
     def __init__(self, folder, plan=PLAN, budget=None):
         self.plan, self.scorer = plan, Scorer.load(small_data(folder / "data", budget))
         self.monitor, descriptors = Running(RunLimits(wall=1e9), Ticks()), queue.SimpleQueue()
+        self.failures = list[Exception]()
         self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
         self.run = socket.socket(fileno=descriptors.get(timeout=30))
@@ -59,7 +63,10 @@ class Visit:
         connection, descriptor = await open_pair()
         self.submission = TrainingServer(connection, self.scorer, 1, self.plan, self.monitor, model)
         descriptors.put(descriptor)
-        await self.submission.serve()
+        try:
+            await self.submission.serve()
+        except OSError as error:
+            self.failures.append(error)
 
     def say(self, *words):
         self.run.sendall("".join(f"{word}\n" for word in words).encode())
@@ -155,14 +162,28 @@ def test_first_steps_that_the_script_does_not_count_are_free_as_far_as_the_basel
     assert ("s do not count" in visit.monitor.transcript.log) == (percent == 0.0 and measured != {})
 
 
-def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
+def test_nothing_more_is_shown_for_asking_twice_or_otherwise(visit):
     visit.say('{"event": "claims", "bytes": 4}', '{"event": "rows"}', "[1]", "{", '{"event": {"event": "ready"}}')
     visit.say("x" * (3 * MAX_LINE), '{"event": "score", "val_bpb": 0.1}', '{"event": "ready"}', '{"event": "ready"}')
-    assert b'"train"' in visit.shown()[0]
+    assert b'"train"' in (first := visit.shown())[0]
+    began = visit.monitor.training_began
+    assert visit.shown() == first, "to a process that loads the batches, and to its parent"
+    visit.say('{"event": "ready"}')
+    assert visit.shown() == first
+    assert visit.monitor.training_began == began
     visit.run.settimeout(0.2)
     with pytest.raises(TimeoutError):
         visit.run.recv(1)
     assert visit.submission.settings is None
+
+
+def test_who_asks_again_and_again_and_does_not_listen_is_left(visit):
+    with pytest.raises(ConnectionError):
+        for _ in range(100):
+            visit.say(*['{"event": "ready"}'] * 1_000)
+    visit.server.join(timeout=30)
+    assert not visit.server.is_alive()
+    assert not visit.failures
 
 
 @pytest.mark.parametrize(
@@ -171,7 +192,7 @@ def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
         (f'"bytes": 0, {MANNER}', "its model has 0 bytes"),
         (f'"bytes": {1 << 60}, {MANNER}', "its model has 1,152"),
         ('"bytes": 1', "how its model is to be run"),
-        (f'"bytes": 1, {MANNER.replace("4", "-4")}', "how its model is to be run"),
+        (f'"bytes": 1, {MANNER.replace("4", "-4")}', "how its model is to be run: batch_size: Input should be greater"),
         (f'"bytes": 1, {MANNER.replace("null", "7")}', "how its model is to be run"),
     ],
 )
@@ -217,17 +238,25 @@ async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
     connection.close()
 
 
-async def test_answers_are_taken_apart_byte_by_byte(a_run):
-    connection, answers = a_run
+async def test_answers_are_taken_apart_byte_by_byte_also_by_a_process_that_is_stopped_and_goes_on(a_run):
+    connection, process = a_run
     with Path(__file__).open("rb") as file:
-        await connection.send({"event": "rows", "split": "some"}, file=file, data=b"12345")
-    assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
+        await connection.send({"event": "rows", "split": "some"}, file=file, data=b"123")
+    while any(fcntl.ioctl(connection.socket, termios.TIOCOUTQ, b"\0" * 4)):
+        await asyncio.sleep(0.01)  # until it has taken these, and waits for more
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    process.send_signal(signal.SIGCONT)
+    await asyncio.sleep(0.05)
+    connection.writer.write(b"45")
+    told = process.communicate(timeout=60)[0].splitlines()
+    assert told == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
     connection.close()
 
 
 @pytest.fixture
 async def a_run():
-    """Our end, and what a real process at the other end makes of it."""
+    """Our end, and a real process at the other end, which prints what it makes of it."""
     connection, theirs = await open_pair()
     program = (
         "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
@@ -238,11 +267,7 @@ async def a_run():
         [sys.executable, "-c", program], env=env, pass_fds=[theirs], stdout=subprocess.PIPE, text=True
     ) as process:
         os.close(theirs)
-
-        def said():
-            return process.communicate(timeout=60)[0].splitlines()
-
-        yield connection, said
+        yield connection, process
 
 
 def test_by_hand_there_is_nobody_to_ask(tmp_path):

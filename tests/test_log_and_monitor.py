@@ -89,16 +89,24 @@ def test_upstreams_progress_line_is_understood():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "step", "step one (1%) | loss: 2", "loss: 3.2", "step 1 () | loss: 1", "step 1 (1.2.3%) | loss: 1"]
+    "text",
+    [
+        *["", "step", "step one (1%) | loss: 2", "loss: 3.2", "step 1 () | loss: 1", "step 1 (1.2.3%) | loss: 1"],
+        *[f"step 1 (1%) | loss: {text}" for text in ("?!", "--", ", lr: 1", "0,93", "tensor(5.6)")],
+    ],
 )
 def test_other_lines_are_no_progress(text):
     assert parse_progress(text) is None
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("nan", "nan"), ("-inf", "-inf"), ("?!", "nan"), ("1" * 50 + "e-49", "1.1111111111111112")]
+    ("text", "shown"),
+    [
+        *[("nan", "nan"), ("nan, lr: 0.1", "nan"), ("-inf", "-inf"), ("1" * 50 + "e-49", "1.1111111111111112")],
+        *[("5.678, lr: 0.1", "5.678"), ("5.678; lr: 0.1", "5.678"), ("1,234.5", "1234.5"), ("93.5%", "93.5")],
+    ],
 )
-def test_a_loss_may_be_anything(text, shown):
+def test_a_loss_may_be_any_number_however_it_is_printed(text, shown):
     assert str(parse_progress(f"step 00001 (0.1%) | loss: {text} | lrm: 1.0").loss) == shown
 
 
@@ -311,6 +319,32 @@ def test_a_script_that_prints_seldom_is_not_said_to_hang():
     assert watch(monitor, clock, 30).kind == "hang"
 
 
+def test_once_its_model_was_handed_over_a_script_ends_or_goes_on_or_is_ended():
+    clock = Clock()
+    plan = EvaluationPlan(
+        audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=(PruningThreshold(progress=0.5, loss=4.5),)
+    )
+    monitor = RunMonitor(RunLimits(wall=1000.0, quiet=60.0), clock, plan=plan)
+    begin_training(monitor)
+    watch(monitor, clock, 40)
+    monitor.training_ended = monitor.read_clock()
+    assert watch(monitor, clock, 9) is None
+    monitor.feed(line(0, 0.0, 5.0) + line(5, 50.0, 5.0) + line(6, 60.0, "nan") + line(9, 95.0, 5.0))
+    assert watch(monitor, clock, 100) is None, "what was printed late tells of steps before"
+    assert (len(monitor.points), monitor.uncounted) == (3, 0.0)
+    found = watch(monitor, clock, 1)
+    assert (found.kind, found.message[:28]) == ("hang", "it printed nothing for 100 s")
+    assert "handed its model over" in found.message
+    monitor.feed(line(10, 96.0, 4.0))  # it has evaluated in between, and goes on
+    assert isinstance(monitor.stop_reason, Prune)
+    monitor.cause = None
+    assert watch(monitor, clock, 300) is None
+    monitor.feed(line(12, 98.0, "nan"))
+    assert monitor.stop_reason.kind == "NaN"
+    monitor.cause = None
+    assert "s; it has handed its model over" in watch(monitor, clock, 1000).message
+
+
 def test_before_the_first_step_a_script_may_compile_and_then_the_line_that_is_awaited_is_named():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0, wall=1e6)
@@ -443,6 +477,12 @@ TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <modu
         (1, "step 00009 (1.0%) | loss: 5.0\nFAIL: loss is nan at step 10", "NaN", "step 10"),
         (1, "FAIL", "NaN", "FAIL"),
         (-11, "loading", "other", "SIGSEGV: loading"),
+        (139, "parameters: 5M", "other", "SIGSEGV: parameters: 5M"),  # behind a shell
+        (134, "  what():  std::bad_alloc", "out of host memory", "bad_alloc"),
+        (1, TRACE + "numpy._ArrayMemoryError: Unable to allocate 74.5 GiB", "out of host memory", "74.5"),
+        (1, "    | ValueError: one of two\n    +--------------------", "other", "ValueError: one of two"),
+        (1, "torch._dynamo.exc.Unsupported: a call\n\nSet TORCHDYNAMO_VERBOSE=1 for", "other", "Unsupported: a call"),
+        (255, "bye", "other", "bye"),
         (1, TRACE + "ValueError: shapes do not match\nstep 00009 (1.0%) | loss: 5.0", "other", "ValueError: shapes"),
         (3, "", "other", "exit code 3"),
     ],

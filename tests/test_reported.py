@@ -211,6 +211,17 @@ async def test_a_run_waits_for_a_repository_that_is_away(tmp_path):
     assert (await running).val_bpb == 1
 
 
+async def test_a_run_whose_files_take_long_to_lay_out_was_not_suspended(tmp_path):
+    class Slow(ReportedRunner):
+        async def _train(self, run, command, listen):
+            run.monitor.read_at -= 60  # as if it had taken so long until here
+            await super()._train(run, command, listen)
+
+    bench = Bench(tmp_path, "print('METRIC val_bpb=1')", budget=30.0)
+    outcome = await Slow(**vars(bench.runner())).run(GRANTED, bench.source)
+    assert outcome.kind == "scored", outcome
+
+
 async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):
     source = "print('METRIC accuracy=0.5\\nMETRIC f1=0.25\\nMETRIC accuracy=0.75\\nMETRIC bad=nan')"
     outcome = await Bench(tmp_path, source, metric=ACCURACY).run()

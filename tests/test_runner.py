@@ -18,12 +18,14 @@ import pytest
 from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.monitor import STANDSTILL, RunLimits
+from orchestrator.lab.failures import DEVICE_FAULT, MachineError
+from orchestrator.lab.monitor import STANDSTILL, RunLimits, RunMonitor
 from orchestrator.lab.runner import MAX_EXCUSES, Attempt, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.sandbox.landlock import Landlock
 from orchestrator.lab.sandbox.select import TIERS, self_check
 from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.scoring.evaluator import Evaluator
 from orchestrator.lab.slots import Slot, hold_slot
 from orchestrator.policy.evaluation_plan import describe_runs
 from prepare.manifest import BudgetAmount
@@ -494,8 +496,46 @@ async def test_what_prevents_a_model_from_being_loaded_is_not_quoted_once_one_of
         "disqualified",
         "the model that it handed over cannot be loaded again, after it was loaded once",
     )
+    note.write_text(f"{sys.prefix}/lib")
     again = await bench.run(source)
-    assert "rows" in again.message, "its first process had none"
+    assert "ValueError: python/lib" in again.message, "its first process had none"
+
+
+SICK = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+FULL = "OSError: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("said", "log", "facts", "kind", "words"),
+    [
+        ("", SICK, (True, True, False), MachineError, "did not start: RuntimeError: CUDA error"),
+        ("ready", SICK, (False, True, False), MachineError, "did not start: RuntimeError: CUDA error"),
+        ("open", SICK, (True, True, False), "other", f"could not be evaluated: {SICK}"),  # the run, too, is excused
+        ("open", SICK, (False, True, False), "other", "could not be evaluated: the GPU failed"),
+        ("loaded", SICK, (False, True, False), "other", "could not be evaluated: the GPU failed"),
+        ("loaded", SICK, (False, False, False), "other", "fails by itself"),  # on a CPU, what it says is its own
+        ("open", SICK, (False, False, False), "disqualified", "again, after it was loaded once"),
+        ("open", FULL, (False, False, True), MachineError, "the disk is full"),
+        ("loaded", FULL, (True, False, False), "disk full", "fails by itself"),
+    ],
+)
+def test_what_ends_an_evaluation_is_the_machines_fault_as_far_as_that_is_known(said, log, facts, kind, words):
+    evaluator = Evaluator(None, None, RunMonitor(LIMITS), said)
+    reason = evaluator.explain_silence(log, **dict(zip(("quotes", "on_gpu", "is_full"), facts, strict=True)))
+    assert words in str(reason)
+    assert isinstance(reason, kind) if kind is MachineError else reason.kind == kind
+    assert bool(getattr(reason, "excuse", "")) == ("could not be evaluated" in words), "another process is asked"
+    assert not (facts[0] < facts[1] and kind == "other" and DEVICE_FAULT.search(str(reason))), "the run is not repeated"
+
+
+async def test_a_model_that_a_gpu_fails_once_is_evaluated_again(bench):
+    note, message = bench.folder / "note", SICK.removeprefix("RuntimeError: ")
+    fails = f"open('{note}', 'w').close() or (_ for _ in ()).throw(RuntimeError('{message}'))"
+    fails_once = f"not __import__('os').path.exists('{note}') and ({fails})"
+    source = HONEST.replace("vocabulary=260: (", f"vocabulary=260: {fails_once} or (")
+    outcome = await bench.run(source, slot=Slot(bench.folder / "slot.lock", devices="GPU-1"))
+    assert note.exists()
+    assert outcome.kind == "scored", outcome
 
 
 async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):

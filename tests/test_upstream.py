@@ -13,7 +13,7 @@ from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
-from prepare.evaluation import evaluate_bpb, get_token_bytes
+from prepare.evaluation import evaluate_bpb, get_token_bytes, hand_over
 from prepare.manifest import BudgetAmount
 from prepare.tokenizer import BOS_TOKEN, Tokenizer
 from tests.small import small_data
@@ -85,3 +85,8 @@ def test_what_an_argument_cannot_do_is_said(tokenizer, capsys, options, said):
     bpb = evaluate_bpb(lambda x, y, reduction: torch.ones(y.shape), tokenizer, 64, **options)
     assert bpb == pytest.approx(1 / math.log(2))
     assert capsys.readouterr().err.partition("; ")[2] == said
+
+
+def test_a_batch_size_that_is_no_whole_number_fails_where_it_is_given():
+    with pytest.raises(TypeError, match="integer"):
+        hand_over(None, 64.0)

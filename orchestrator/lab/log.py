@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from math import nan
 from time import thread_time
 from typing import Any
 
@@ -46,10 +45,10 @@ def parse_progress(line: str) -> ProgressLine | None:
     if "loss:" not in line or not (match := _STEP.search(line)):
         return None
     number, percent, loss, rate = match.groups(default="0")
-    share = _parse_number(percent) / 100
-    if not share >= 0:
-        return None
-    return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
+    with suppress(ValueError):
+        share = min(float(percent) / 100, 1.0)
+        return ProgressLine(int(number), share, _parse_number(loss), float(rate.replace(",", "") or 0))
+    return None
 
 
 def parse_pattern(text: str | None) -> Any:
@@ -84,8 +83,7 @@ class NumberReader:
         for name, number in pairs:
             if len(self.numbers) < MAX_NUMBERS or name in {*self.numbers, self.metric.name}:
                 with suppress(ValueError):
-                    text = number.strip(" ,%")
-                    self.numbers[name] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
+                    self.numbers[name] = _parse_number(number)
 
     def _search(self, row: str) -> Any:
         """Return what the pattern finds; None once it has taken too long, which is a `fault`."""
@@ -147,6 +145,6 @@ class Transcript:
 
 
 def _parse_number(text: str) -> float:
-    with suppress(ValueError):
-        return float(text)
-    return nan
+    """Return a number as people print it, which may be infinite or NaN. Raises ValueError."""
+    text = text.strip(" ,;%")
+    return float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)

@@ -25,12 +25,16 @@ MAX_NUMBER = 1e9
 """Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 NEARLY_DONE = 0.9
 """Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
+AFTERMATH = 10.0
+"""Seconds after a model was handed over in which lines of progress may tell of steps before, so that they end no run.
+Later ones tell that it goes on: some scripts evaluate in between."""
 POINTS = 60  # most points of a loss curve: enough to draw it and to compare it with another
 REPORTED = re.compile(r"(?!position/)[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
 """Names that a script may give to what it reports of itself; `position` is measured."""
 _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_OUTSIDE = {*(-number for number in _SENT), *(128 + number for number in _SENT)}
 """How a command ends by signals that a user sends, a batch system, a shutdown, or the system out of memory."""
+HANDED_OVER = "it has handed its model over: a thread or process of its own may keep it from ending"
 STANDSTILL = 5.0
 """Most seconds that count between two readings of the clock. It is read ten times a second, so a longer gap means that
 the orchestrator was suspended: Ctrl-Z, a paused container, an unresponsive machine."""
@@ -107,6 +111,11 @@ class RunMonitor:
         before, self.read_at = self.read_at, self.clock()
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
+
+    def begin(self) -> None:
+        """Start the clock of the run: its folder may have taken long to fill, and no one read the clock meanwhile."""
+        self.read_at = self.clock()
+        self.launched = self.read_clock()
 
     def begin_training(self) -> None:
         """Start the clock of the training."""
@@ -196,7 +205,8 @@ class RunMonitor:
         if self.cause:
             return self.cause
         if self.read_clock() - self.launched > self.limits.wall:
-            return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
+            over = f"; {HANDED_OVER}" * (self.training_ended is not None)
+            return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s{over}")
         if self.transcript.reader.fault:
             return Fault("other", self.transcript.reader.fault)
         if self.transcript.bytes > self.limits.output:
@@ -221,14 +231,25 @@ class RunMonitor:
             memory_mb=summary.get("peak_vram_mb", 0.0) if on_gpu else self.peak_mb * (not self.cause),  # or bwrap's own
         )
 
+    @property
+    def _is_over(self) -> bool:
+        """True if a model was handed over, and no step is known to have come after it."""
+        return self.training_ended is not None and self.last_step_at - self.training_ended < AFTERMATH
+
     def _find_hang(self) -> Fault | None:
-        """Return a hang if training is silent too long, after its first step, which may compile, before evaluation."""
-        began, last = self.training_began, self.last
-        if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
+        """Return a hang if training is silent too long, after its first step, which may compile, before evaluation.
+
+        Once its model was handed over it may be silent for longer, by what it has trained, in which it may save files.
+        """
+        began, last, over = self.training_ended or self.training_began, self.last, self._is_over
+        if began is None or last is None or (last.progress >= NEARLY_DONE and not over):
             return None
         quiet = max(self.limits.quiet, PAUSES * self.pause)  # a script may print every tenth of a long budget
+        quiet += self.train_seconds * over
         if self.read_clock() - max(self.last_output_at, began) <= quiet:
             return None
+        if over:
+            return Fault("hang", f"it printed nothing for {quiet:.0f} s; {HANDED_OVER}")
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
         return Fault("hang", f"it printed nothing for {quiet:.0f} s after step {last.number}: {expected}")
 
@@ -236,14 +257,16 @@ class RunMonitor:
         self.pause = max(self.pause, self.last_output_at - self.last_step_at) if self.last else 0.0
         self.last, self.last_step_at = step, self.last_output_at
         if not abs(step.loss) <= self.limits.loss:
-            self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
+            if not self._is_over:
+                self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
-        self.uncounted = self.uncounted if step.progress or any(self.points) else self.train_seconds
+        if not (step.progress or any(self.points) or self._is_over):
+            self.uncounted = self.train_seconds
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
         if not self.only_starts:
             self.on_point(point, step.tokens_per_second)
-        while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
+        while not self._is_over and self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
 
     def _compare(self, threshold: PruningThreshold) -> None:

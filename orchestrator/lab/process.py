@@ -45,6 +45,7 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
         assert process.stdin
         assert process.stdout
         monitor.guardian, tag = process.pid, command.env[guardian.TAG]
+        monitor.begin()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_read_all(pipe, monitor)), group.create_task(listen())]

@@ -192,7 +192,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
 
         async def begin() -> None:
-            monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
+            monitor.training_began = monitor.launched
 
         await self._train(run, command, begin)
         run.check_ending(task.budget)

@@ -88,11 +88,8 @@ class Attempt:
 
     @property
     def log(self) -> str:
-        """What was printed, without this machine's folders, since sessions are shared."""
-        text = self.monitor.transcript.log
-        for path, name in {f"{self.work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
-            text = text.replace(path, name)
-        return text
+        """What was printed, without this machine's folders."""
+        return shorten_places(self.monitor.transcript.log, self.work)
 
     def check_ending(self, budget: float) -> None:
         """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
@@ -154,7 +151,7 @@ class BaseRunner(ABC, Generic[S]):
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
-            reason = reason.replace(f"{self.folder.resolve()}/", "")  # sessions are shared
+            reason = shorten_places(reason, self.folder.resolve())
             if slot.devices and DEVICE_FAULT.search(reason):
                 self.faults[granted.slot].add(granted.experiment if isinstance(error.__cause__, Fault) else object())
             if is_sick := len(self.faults[granted.slot]) >= MAX_DEVICE_FAULTS:
@@ -341,7 +338,7 @@ class Runner(BaseRunner[Scorer]):
     async def _ask(self, run: Attempt, question: Question[T]) -> T:
         """Return what a fresh process answers, which the question sends the model. Raises Fault, MachineError, OSError.
 
-        One that is killed from outside is replaced MAX_EXCUSES times; the run is not, or its model could try again.
+        One that the machine may have ended is replaced MAX_EXCUSES times; the run is not, or its model could try again.
         """
         left = MAX_EXCUSES
         while True:
@@ -380,7 +377,16 @@ class Runner(BaseRunner[Scorer]):
         if answers:
             return answers[0]
         monitor.check_ending()
-        raise evaluator.explain_silence(quotes=not run.has_shown)
+        reserve, log = self.limits.reserve, shorten_places(monitor.transcript.log, folder)
+        is_full = shutil.disk_usage(folder).free < reserve and run.measure_growth() << 10 < reserve
+        raise evaluator.explain_silence(log, quotes=not run.has_shown, on_gpu=bool(run.slot.devices), is_full=is_full)
+
+
+def shorten_places(text: str, folder: Path) -> str:
+    """Return the text without this folder and those of the machine, since sessions are shared."""
+    for path, name in {f"{folder}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
+        text = text.replace(path, name)
+    return text
 
 
 def remove_folder(folder: Path) -> None:

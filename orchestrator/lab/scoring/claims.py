@@ -201,7 +201,7 @@ class Exam:
         if not (abs(worse) <= COMPANY * tolerance and spread <= SPREAD * tolerance):
             raise Disqualified(
                 f"its rows do {worse:.3f} nats per token worse alone than among others ({spread:.3f} apart): the model"
-                " learns from the text that it is evaluated on"
+                " learns from the text that it is evaluated on, or its losses are random: `model.eval()` ends dropout"
             )
 
     def correct(self, blind: NDArray[np.float64], allowed: float) -> tuple[float, float, float]:

@@ -42,7 +42,10 @@ class Connection:
             raise ConnectionError("the other end has gone")
         line = json.dumps(event).encode() + b"\n"
         # Bypasses the writer's buffer, which is empty: every message is drained before the next.
-        sent = socket.send_fds(self.socket, [line], [file.fileno()]) if file else 0
+        try:
+            sent = socket.send_fds(self.socket, [line], [file.fileno()]) if file else 0
+        except OSError as error:  # it asks, and does not read the answers
+            raise ConnectionError("the other end does not listen") from error
         self.writer.writelines([line[sent:], data])
         await self.writer.drain()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.lab.failures import Fault, MachineError, classify_failure
+from orchestrator.lab.failures import DEVICE_FAULT, Fault, MachineError, classify_failure, find_message
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Disqualified, Exam, Nats
 from orchestrator.lab.scoring.connection import Connection
@@ -48,7 +48,7 @@ class Evaluator:
     connection: Connection
     settings: InferenceSettings
     monitor: RunMonitor
-    said: str = ""  # the last of "ready" and "loaded" that it has said
+    said: str = ""  # the last of "ready", "open" and "loaded" that it has said
     began: float = inf  # time of the monitor's clock when it was sent the model
     has_rows: bool = False  # whether it was sent rows, so that it knows some of the text that is scored
 
@@ -62,6 +62,7 @@ class Evaluator:
         self.began = self.monitor.read_clock()
         with model.open("rb") as file:
             await self.connection.send({"event": "model", "split": "model"}, file=file)
+        await self._wait_for("open")
         await self._wait_for("loaded")
 
     async def _wait_for(self, event: str) -> None:
@@ -105,16 +106,21 @@ class Evaluator:
             raise Disqualified(MISFITS[what])
         return np.frombuffer(await self.connection.read_exactly(4 * size), dtype=np.float32)
 
-    def explain_silence(self, *, quotes: bool) -> Fault | MachineError:
-        """Return why the process ended without the answers.
+    def explain_silence(self, log: str, *, quotes: bool, on_gpu: bool, is_full: bool) -> Fault | MachineError:
+        """Return why the process ended without the answers; `is_full` tells whether others have filled the disk.
 
         Its log is quoted only where no process of this run had rows yet: one can leave notes of the text to the next.
+        Nor is the run repeated from then on because the log tells of a sick GPU: its model could wait for better luck.
         """
-        log = self.monitor.transcript.log
-        if not self.said:
-            return MachineError(f"the evaluator did not start: {log.rpartition(chr(10))[2] or 'it printed nothing'}")
+        if self.said in ("", "ready"):  # the model is not open yet
+            return MachineError(f"the evaluator did not start: {find_message(log) or 'it printed nothing'}")
         failure = classify_failure(self.monitor.status or 0, log)
-        if self.said == "ready":
+        if is_full and failure.kind == "disk full":
+            return MachineError("the disk is full")
+        if on_gpu and DEVICE_FAULT.search(failure.message):
+            why = failure.message if quotes else "the GPU failed"
+            return Fault("other", f"the model that it handed over could not be evaluated: {why}", excuse=why)
+        if self.said == "open":
             why = f": {failure.message}" if quotes else " again, after it was loaded once"
             return Disqualified(f"the model that it handed over cannot be loaded{why}")
         return Fault(failure.kind, "the model that it handed over fails by itself: `model(x)` or its losses")

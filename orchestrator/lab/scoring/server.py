@@ -69,8 +69,9 @@ class TrainingServer:
                 while (event := await self.connection.receive()) is not None:
                     self.monitor.take_report(event)
                     match event:
-                        case {"event": "ready"} if self.monitor.training_began is None:
-                            self.monitor.begin_training()
+                        case {"event": "ready"}:  # each process of a run asks once, as one that loads its batches
+                            if self.monitor.training_began is None:
+                                self.monitor.begin_training()
                             with (self.scorer.folder / "train.bin").open("rb") as file:
                                 await self.connection.send({"event": "rows", "split": "train"}, file=file)
                         case {"event": "model", "bytes": int()}:
@@ -102,8 +103,11 @@ class TrainingServer:
         self.cpu = monitor.train_cpu + _count_excess(monitor.startup_cpu, self.plan.startup_cpu)
         try:
             self.settings = InferenceSettings.model_validate(event)
-        except ValidationError:
-            raise Disqualified("it does not say how its model is to be run") from None
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise Disqualified(
+                f"it does not say how its model is to be run: {wrong['loc'][0]}: {wrong['msg']}"
+            ) from None
         self._check_time(self.wall, self.cpu)
 
     def _grant_uncounted(self) -> float:
