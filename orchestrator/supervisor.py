@@ -58,12 +58,13 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
     def request_stop() -> None:
         """Finish the current runs at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
         nonlocal asked
-        if asked or session.state.stopping or session.state.ended:
+        if asked or session.state.ended:
             stop_now()
             return
         asked = True
         session.say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
-        start_beside(session.append("", StopAsked(reason=ASKED)))
+        if not session.state.stopping:
+            start_beside(session.append("", StopAsked(reason=ASKED)))
         stalled = start_beside(_wait_for_stall(session, STALL))
         stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now())
 
