@@ -37,7 +37,7 @@ from orchestrator.views import event_text
 from orchestrator.views.musings import search
 from orchestrator.views.output import print_safely
 from orchestrator.views.render import render_template
-from orchestrator.views.summary import summarize
+from orchestrator.views.summary import suggest_command, summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
 from prepare.machine import read_birth
@@ -79,9 +79,19 @@ def describe_session(paths: Paths, session: Session) -> dict[str, Any]:
     """Return how a session stands, what it gained, which process runs it and since when, and how to resume it."""
     name, state = session.path.parent.name, session.state
     since = max(record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked))
-    process, resume = find_process(paths, name, state.now), paths.write_command("resume", name)
+    process = find_process(paths, name, state.now)
+    resume = "" if state.ended else suggest_command(session, paths.write_command, find_copy(session))
     facts = {"summary": summarize(state), "process": process, "since": since, "resume": resume}
     return {"name": name, "state": state, **facts}
+
+
+def find_copy(session: Session) -> str:
+    """Return the file of a session that is not in the folder of its name, and can only be forked; empty otherwise."""
+    try:
+        get_own_folder(session)
+    except UsageError:
+        return str(session.path)
+    return ""
 
 
 def find_process(paths: Paths, name: str, now: float) -> int | None:
@@ -217,20 +227,15 @@ def report(
 
     chosen: Options = context.obj
     with read_session(chosen, name, salvage=chosen.salvage) as session:
-        own = None if out or name.endswith(".db") else session.path.parent
-        title = session.state.session.name
-        folder = own or out or Path(title)
+        title, home, file = session.state.session.name, session.path.parent, find_copy(session)
+        folder = out or (Path(title) if name.endswith(".db") else home)
+        own = folder.resolve() == home.resolve() and not (file and name.endswith(".db"))
         if not own and folder.is_dir() and any(folder.iterdir()) and not has_log(session, folder):
             raise UsageError(
                 f"{folder} is here already, and holds no report of this session: --out names another folder"
             )
-        paths = chosen.recall(session.path.parent, context)
-        runs = find_process(paths, title, session.state.now) is not None
-        file = ""
-        try:
-            get_own_folder(session)
-        except UsageError:
-            file = str(session.path)
+        paths = chosen.recall(home, context)
+        runs = not file and find_process(paths, title, session.state.now) is not None
 
         def write(*words: str) -> str:
             return paths.write_command(*words, *["--salvage"] * (chosen.salvage and words[0] == "fork"))
@@ -238,9 +243,9 @@ def report(
         beside = (own and not file) or is_given(context, "musings")  # a copy leaves those of its original
         only = name if chosen.salvage else ""  # nothing can be added to a damaged file
         how = {"command": write, "git": write_git(paths.script), "file": file or only}
-        with hold_session(own) if own else nullcontext():
+        with hold_session(home, runs=False) if own else nullcontext():
             write_files(session, folder, runs=runs, **how)
-            write_musings(session, paths.musings / title if beside else folder / "musings", overview=bool(beside))
+            write_musings(session, paths.musings / title if beside else folder / "musings", overview=beside)
             if to:
                 export(session, to, folder)
     print(folder / "report.html")
