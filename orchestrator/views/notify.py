@@ -73,8 +73,7 @@ class Notifier:
             case Waiting(until=until, reason=reason):
                 is_new = record.at > self.paused_until + QUIET
                 self.paused_until = max(self.paused_until, until)
-                text = f"{shorten(reason, 300)}. Training continues meanwhile."
-                return ("a pause", text) if is_new else None
+                return ("a pause", f"{shorten(reason, 300)}.") if is_new else None
             case _:  # `close` sends the end, since the loop ends right after it
                 return None
 
