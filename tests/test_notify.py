@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +148,20 @@ def test_a_message_that_hangs_holds_nothing_up(session):
     assert len(started) == len(session.state.kept) + 1
 
 
+async def test_python_ends_without_waiting_for_a_server_that_is_silent():
+    before = threading.enumerate()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        task = asyncio.ensure_future(make_sender(f"json://127.0.0.1:{server.getsockname()[1]}")("night", "text"))
+        await asyncio.sleep(0)
+        connection, _ = server.accept()
+        with connection:
+            begun = [thread for thread in threading.enumerate() if thread not in before]
+            task.cancel()
+
+    assert begun
+    assert all(thread.daemon for thread in begun)
+
+
 def test_a_failure_is_said_once_and_without_its_words(session):
     said = []
 
@@ -155,7 +170,7 @@ def test_a_failure_is_said_once_and_without_its_words(session):
 
     replayed(session, fail, said.append)
 
-    assert said == ["A notification did not arrive; the night continues."]
+    assert said == ["A notification did not arrive."]
 
 
 def test_a_night_sends_word_and_keeps_the_secret(tmp_path):

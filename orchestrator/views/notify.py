@@ -6,6 +6,9 @@ The URL holds a secret, so it is never logged, printed or stored. Sending never 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
 
 from orchestrator.core.events import Promoted, Record, Waiting
 from orchestrator.core.text import make_printable, shorten
@@ -33,7 +36,17 @@ def make_sender(url: str) -> Send:
         raise UserError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
-        return bool(await service.async_notify(body=text, title=title))
+        answer = Future[bool]()
+
+        def post() -> None:
+            answer.set_running_or_notify_cancel()
+            arrived = [False]
+            with suppress(Exception):  # its words may hold the URL
+                arrived = [each.notify(body=text, title=title) for each in service]
+            answer.set_result(all(arrived))
+
+        Thread(target=post, daemon=True).start()  # Python, when it ends, would wait for that of an executor
+        return await asyncio.wrap_future(answer)
 
     return send
 
@@ -88,4 +101,4 @@ class Notifier:
         (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown
         if arrived is not True and not self.has_failed:
             self.has_failed = True
-            self.say("A notification did not arrive; the night continues.")
+            self.say("A notification did not arrive.")
