@@ -126,7 +126,9 @@ async def test_pauses_that_follow_upon_each_other_are_one(session):
 
 
 def test_a_fault_is_told_and_a_user_at_the_keyboard_is_not(session):
-    for error, much in [(RuntimeError("disk"), 1), (KeyboardInterrupt(), 0), (SystemExit(130), 0), (None, 0)]:
+    far = KeyboardInterrupt("another program ended it")
+    errors = [(RuntimeError("disk"), 1), (far, 1), (KeyboardInterrupt(), 0), (SystemExit(130), 0), (None, 0)]
+    for error, much in errors:
         told, send = collected()
         Notifier(log_of(session, 1), send, print).close(error)
         assert len(told) == much

@@ -57,7 +57,7 @@ def live(path, crew, sent=(), at=333.0, meanwhile=None, kind=Session):
 
 
 def test_ctrl_c_does_not_wait_for_a_model_that_has_stalled(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="a model was silent"):
         live(tmp_path, Stalled(), [signal.SIGINT])
     state = Session(tmp_path / "s/session.db", virtual_clock).state
     assert state.stopping == "you asked to stop"

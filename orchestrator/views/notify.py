@@ -72,11 +72,13 @@ class Notifier:
                 task.add_done_callback(self.sending.discard)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Send that the night is over, or that an error ended it; wait at most PATIENCE seconds."""
+        """Send that the night is over, or what ended it unless a user did at once; wait at most PATIENCE seconds."""
         if isinstance(error, Exception):
             asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
         elif self.log.state.ended and not self.was_over:
             asyncio.run(self._deliver("the night is over", self._add_standing(self.log.state.ended)))
+        elif isinstance(error, KeyboardInterrupt) and error.args:
+            asyncio.run(self._deliver("stopped", f"{error}. Nothing is lost: {self.resume}"))
 
     def _choose_message(self, record: Record) -> tuple[str, str] | None:
         match record.event:
