@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -114,10 +115,15 @@ async def _wait_for_stall(session: Session, seconds: float) -> None:
 
 
 async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
-    """Record what other processes ask of this night, unless it would change nothing."""
+    """Record what other processes ask of this night, unless it would change nothing, and say once what is refused."""
+
+    @cache
+    def refuse(path: Path) -> None:
+        session.say(f"{path} is no request that can be taken: misspelt, or of another account; it has no effect")
+
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        for control in take_controls(session.path.parent):
+        for control in take_controls(session.path.parent, refuse):
             match control.action, session.state:
                 case "stop", State(stopping="", ended=""):
                     request_stop()
