@@ -4,6 +4,7 @@ Slow imports are done where they are used, so that a listing comes at once.
 """
 
 import asyncio
+import os
 import pydoc
 import sys
 import time
@@ -20,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import (
+    NO_NIGHT,
     ExitCode,
     NameOrFile,
     Options,
@@ -96,12 +98,24 @@ def find_copy(session: Session) -> str:
 
 def find_process(paths: Paths, name: str, now: float) -> int | None:
     """Return the id of the process that runs a session, which last wrote something at `now`; None if there is none."""
+    lock, told = paths.sessions / f".{name}.lock", ""
     with suppress(OSError, ValueError, psutil.Error):
-        told = (paths.sessions / f".{name}.lock").read_text().partition("\n")[0]
+        told = lock.read_text().partition("\n")[0]
         process, birth = psutil.Process(int(told[:20])), told[20:].strip()
         is_same = birth == read_birth(process.pid) if birth else process.create_time() <= now + 1
         if is_same and process.status() != psutil.STATUS_ZOMBIE:
             return process.pid  # one that began later only has the same number
+    return None if told[20:].strip() == NO_NIGHT else _find_holder(lock)
+
+
+def _find_holder(lock: Path) -> int | None:
+    """Return who Linux says holds a lock: one that is another account's, or of a container with numbers of its own."""
+    with suppress(OSError):
+        at = lock.stat()
+        place = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            if place in (words := line.split()) and "FLOCK" in words:
+                return int(words[-4])
     return None
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
-from orchestrator.cli.options import ExitCode, UsageError
+from orchestrator.cli.options import NO_NIGHT, ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
 from orchestrator.cluster import ClusterRunner, connect
 from orchestrator.core.source import compute_digest
@@ -164,7 +164,7 @@ def _hold(lock: Path, taken: str, *, runs: bool = True) -> Generator[None]:
     with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(hold_lock(lock))
-            birth = read_birth(os.getpid()) if runs else "runs nothing"  # which begins no process
+            birth = read_birth(os.getpid()) if runs else NO_NIGHT
             own = f"{os.getpid():<20}{birth:<20}\n"
             os.pwrite(descriptor, own.encode(), 0)  # at once, over whatever id was there
         except LockedError:
