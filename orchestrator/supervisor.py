@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -21,6 +22,7 @@ from orchestrator.session.store import Session, SessionError
 from prepare.files import read_written
 
 ASKED, PAUSED = "you asked to stop", "you asked for a pause"
+STALLED = "you asked to stop, and a model was silent"
 LOOK_SECONDS = 1.0  # seconds between two checks of guidance.md and of the inbox
 STALL, SILENCE = 60.0, 120.0
 """Seconds without an event or a run after which a model has stalled: once you asked to stop, and after the deadline."""
@@ -30,6 +32,7 @@ GUIDANCE_CHARACTERS = 8_000  # characters of guidance.md that are read
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path) -> None:
     """Run the loop to its end. Raises what it or a task beside it raises, and KeyboardInterrupt on the second Ctrl-C.
 
+    That of a stop at once for any other reason says why.
     Returns nothing, since asyncio writes out the result of its main task, however long, to restore a signal's handler.
     """
     outside, failures, over = list[asyncio.Future[None]](), list[BaseException](), asyncio.Event()
@@ -48,33 +51,33 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
     start_beside(_stop_at_deadline(session))
     session.watchers.append(lambda: over.set() if session.state.ended else None)
     research = asyncio.ensure_future(run(session, crew, lab, over.wait))
-    asked = stopped = False
+    asked, stopped = False, list[KeyboardInterrupt]()
 
-    def stop_now() -> None:
-        nonlocal stopped
-        stopped = True
+    def stop_now(*why: str) -> None:
+        stopped.append(KeyboardInterrupt(*why))
         research.cancel()
 
     def request_stop() -> None:
         """Finish the current runs at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
         nonlocal asked
-        if asked or session.state.stopping or session.state.ended:
+        if asked or session.state.ended:
             stop_now()
             return
         asked = True
         session.say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
-        start_beside(session.append("", StopAsked(reason=ASKED)))
+        if not session.state.stopping:
+            start_beside(session.append("", StopAsked(reason=ASKED)))
         stalled = start_beside(_wait_for_stall(session, STALL))
-        stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now())
+        stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now(STALLED))
 
     start_beside(_watch_inbox(session, lambda: asked or request_stop()))
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, request_stop)
-    loop.add_signal_handler(signal.SIGTERM, stop_now)
+    loop.add_signal_handler(signal.SIGTERM, stop_now, "another program ended it (SIGTERM)")
     try:
         await research
     except asyncio.CancelledError as error:
-        raise KeyboardInterrupt if stopped else failures[0] if failures else error from None
+        raise (*stopped, *failures, error)[0] from None
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, before)
@@ -112,10 +115,15 @@ async def _wait_for_stall(session: Session, seconds: float) -> None:
 
 
 async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
-    """Record what other processes ask of this night, unless it would change nothing."""
+    """Record what other processes ask of this night, unless it would change nothing, and say once what is refused."""
+
+    @cache
+    def refuse(path: Path) -> None:
+        session.say(f"{path} is no request that can be taken: misspelt, or of another account; it has no effect")
+
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        for control in take_controls(session.path.parent):
+        for control in take_controls(session.path.parent, refuse):
             match control.action, session.state:
                 case "stop", State(stopping="", ended=""):
                     request_stop()

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import sqlite3
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
+<<<<<<< HEAD
 from orchestrator.cli.options import Options
 from orchestrator.session.store import Session, SessionError
+=======
+from orchestrator.cli.inspect import find_process
+from orchestrator.cli.options import Options, Paths
+from orchestrator.cli.wiring import hold_session
+from orchestrator.session.store import Session
+>>>>>>> s18-m7
 from tests.hunting import try_examples
 from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
@@ -470,6 +478,21 @@ def test_the_report_of_a_copy_leaves_the_musings_of_its_original(tmp_path):
         assert (tmp_path / pages / "index.md").is_file()
         assert (tmp_path / "sessions" / name / "report.html").is_file()
         assert (tmp_path / "musings").is_dir() == (name == "night")
+    script("delete from events where seq > 60")(tmp_path / "sessions/night-backup/session.db")
+    assert " fork sessions/night-backup/session.db --at 61" in run("sessions")[1]
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "sessions/night"], ["--out", "sessions/../sessions/night"]])
+def test_a_report_writes_nothing_into_the_folder_of_a_night_that_runs(out, tmp_path):
+    (tmp_path / "sessions/night").mkdir(parents=True)
+    shutil.copyfile(GOLDEN[1], tmp_path / "sessions/night/session.db")
+    paths, now = Paths(tmp_path / "sessions"), time.time()
+    with hold_session(tmp_path / "sessions/night"):
+        assert find_process(paths, "night", now) == os.getpid()
+        assert "running already" in run("report", "night", *out)[2]
+    assert not (tmp_path / "sessions/night/log.jsonl").exists()
+    with hold_session(tmp_path / "sessions/night", runs=False):
+        assert find_process(paths, "night", now) is None
 
 
 def test_places_count_in_no_other_folder_than_the_one_they_were_written_in(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -121,11 +122,13 @@ async def test_pauses_that_follow_upon_each_other_are_one(session):
     await asyncio.gather(*notifier.sending)
 
     assert [title.split(": ")[1] for title, _ in told] == ["a pause", "a pause"]
-    assert "the server asks for patience" in told[0][1]
+    assert told[0][1].startswith("the server asks for patience.\n")
 
 
 def test_a_fault_is_told_and_a_user_at_the_keyboard_is_not(session):
-    for error, much in [(RuntimeError("disk"), 1), (KeyboardInterrupt(), 0), (SystemExit(130), 0), (None, 0)]:
+    far = KeyboardInterrupt("another program ended it")
+    errors = [(RuntimeError("disk"), 1), (far, 1), (KeyboardInterrupt(), 0), (SystemExit(130), 0), (None, 0)]
+    for error, much in errors:
         told, send = collected()
         Notifier(log_of(session, 1), send, print).close(error)
         assert len(told) == much
@@ -147,6 +150,20 @@ def test_a_message_that_hangs_holds_nothing_up(session):
     assert len(started) == len(session.state.kept) + 1
 
 
+async def test_python_ends_without_waiting_for_a_server_that_is_silent():
+    before = threading.enumerate()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        task = asyncio.ensure_future(make_sender(f"json://127.0.0.1:{server.getsockname()[1]}")("night", "text"))
+        await asyncio.sleep(0)
+        connection, _ = server.accept()
+        with connection:
+            begun = [thread for thread in threading.enumerate() if thread not in before]
+            task.cancel()
+
+    assert begun
+    assert all(thread.daemon for thread in begun)
+
+
 def test_a_failure_is_said_once_and_without_its_words(session):
     said = []
 
@@ -155,7 +172,7 @@ def test_a_failure_is_said_once_and_without_its_words(session):
 
     replayed(session, fail, said.append)
 
-    assert said == ["A notification did not arrive; the night continues."]
+    assert said == ["A notification did not arrive."]
 
 
 def test_a_night_sends_word_and_keeps_the_secret(tmp_path):

@@ -161,9 +161,13 @@ def test_a_veto_by_the_inbox_ends_what_is_under_way(stage, tmp_path):
 
 
 def test_a_stop_by_the_inbox_is_one_ctrl_c(tmp_path):
+    said = []
+
     async def go():
         session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
+        session.say = said.append
         session.write("", started())
+        (tmp_path / "s" / INBOX / "stuck.json").mkdir(parents=True)
 
         async def ask():
             await asyncio.sleep(300)
@@ -180,6 +184,7 @@ def test_a_stop_by_the_inbox_is_one_ctrl_c(tmp_path):
     assert asked == ["paused", "stop_asked"]
     assert session.state.ended == "you asked to stop"
     assert 300 < session.state.now - session.state.started_at < 400
+    assert ["stuck.json" in text for text in said] == [True, False], "what cannot be taken is said once"
 
 
 def test_an_inbox_takes_only_what_is_a_request(tmp_path):
@@ -203,7 +208,10 @@ def test_an_inbox_takes_only_what_is_a_request(tmp_path):
     send_control(tmp_path, Control(action="veto", experiment=3))
     send_control(tmp_path, Control(action="continue"))
 
-    assert take_controls(tmp_path) == [Control(action="veto", experiment=3), Control(action="continue")]
+    refused = []
+    taken = take_controls(tmp_path, refused.append)
+    assert taken == [Control(action="veto", experiment=3), Control(action="continue")]
+    assert [path.name for path in refused] == [*(f"{number}.json" for number in range(7)), "9.json", "link.json"]
     assert take_controls(tmp_path) == []
     assert [path.name for path in box.iterdir()] == ["9.json"]
     assert (tmp_path / "elsewhere").read_text() == "kept"

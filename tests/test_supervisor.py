@@ -57,7 +57,7 @@ def live(path, crew, sent=(), at=333.0, meanwhile=None, kind=Session):
 
 
 def test_ctrl_c_does_not_wait_for_a_model_that_has_stalled(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="a model was silent"):
         live(tmp_path, Stalled(), [signal.SIGINT])
     state = Session(tmp_path / "s/session.db", virtual_clock).state
     assert state.stopping == "you asked to stop"
@@ -69,9 +69,21 @@ def test_ctrl_c_does_not_wait_for_a_model_that_has_stalled(tmp_path):
     assert not any(isinstance(stage, Decided) for stage in session.state.open.values())
 
 
-def test_ctrl_c_waits_for_a_model_that_answers(tmp_path):
-    session, said = live(tmp_path, FakeCrew(), [signal.SIGINT])
-    assert session.state.ended == "you asked to stop"
+async def interrupt(session, path):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+async def interrupt_when_stopping(session, path):
+    await session.append("", ev.StopAsked(reason="the dollars are spent"))
+    await interrupt(session, path)
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "reason"), [(interrupt, "you asked to stop"), (interrupt_when_stopping, "the dollars are spent")]
+)
+def test_one_ctrl_c_waits_for_runs_and_a_model_that_answers(tmp_path, meanwhile, reason):
+    session, said = live(tmp_path, FakeCrew(), meanwhile=meanwhile)
+    assert session.state.ended == reason
     assert len(said) == 1
 
 

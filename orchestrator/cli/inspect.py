@@ -4,6 +4,7 @@ Slow imports are done where they are used, so that a listing comes at once.
 """
 
 import asyncio
+import os
 import pydoc
 import sys
 import time
@@ -20,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import (
+    NO_NIGHT,
     ExitCode,
     NameOrFile,
     Options,
@@ -37,7 +39,7 @@ from orchestrator.views import event_text
 from orchestrator.views.musings import search
 from orchestrator.views.output import print_safely
 from orchestrator.views.render import render_template
-from orchestrator.views.summary import summarize
+from orchestrator.views.summary import suggest_command, summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
 from prepare.machine import read_birth
@@ -79,19 +81,41 @@ def describe_session(paths: Paths, session: Session) -> dict[str, Any]:
     """Return how a session stands, what it gained, which process runs it and since when, and how to resume it."""
     name, state = session.path.parent.name, session.state
     since = max(record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked))
-    process, resume = find_process(paths, name, state.now), paths.write_command("resume", name)
+    process = find_process(paths, name, state.now)
+    resume = "" if state.ended else suggest_command(session, paths.write_command, find_copy(session))
     facts = {"summary": summarize(state), "process": process, "since": since, "resume": resume}
     return {"name": name, "state": state, **facts}
 
 
+def find_copy(session: Session) -> str:
+    """Return the file of a session that is not in the folder of its name, and can only be forked; empty otherwise."""
+    try:
+        get_own_folder(session)
+    except UsageError:
+        return str(session.path)
+    return ""
+
+
 def find_process(paths: Paths, name: str, now: float) -> int | None:
     """Return the id of the process that runs a session, which last wrote something at `now`; None if there is none."""
+    lock, told = paths.sessions / f".{name}.lock", ""
     with suppress(OSError, ValueError, psutil.Error):
-        told = (paths.sessions / f".{name}.lock").read_text().partition("\n")[0]
+        told = lock.read_text().partition("\n")[0]
         process, birth = psutil.Process(int(told[:20])), told[20:].strip()
         is_same = birth == read_birth(process.pid) if birth else process.create_time() <= now + 1
         if is_same and process.status() != psutil.STATUS_ZOMBIE:
             return process.pid  # one that began later only has the same number
+    return None if told[20:].strip() == NO_NIGHT else _find_holder(lock)
+
+
+def _find_holder(lock: Path) -> int | None:
+    """Return who Linux says holds a lock: one that is another account's, or of a container with numbers of its own."""
+    with suppress(OSError):
+        at = lock.stat()
+        place = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            if place in (words := line.split()) and "FLOCK" in words:
+                return int(words[-4])
     return None
 
 
@@ -217,20 +241,15 @@ def report(
 
     chosen: Options = context.obj
     with read_session(chosen, name, salvage=chosen.salvage) as session:
-        own = None if out or name.endswith(".db") else session.path.parent
-        title = session.state.session.name
-        folder = own or out or Path(title)
+        title, home, file = session.state.session.name, session.path.parent, find_copy(session)
+        folder = out or (Path(title) if name.endswith(".db") else home)
+        own = folder.resolve() == home.resolve() and not (file and name.endswith(".db"))
         if not own and folder.is_dir() and any(folder.iterdir()) and not has_log(session, folder):
             raise UsageError(
                 f"{folder} is here already, and holds no report of this session: --out names another folder"
             )
-        paths = chosen.recall(session.path.parent, context)
-        runs = find_process(paths, title, session.state.now) is not None
-        file = ""
-        try:
-            get_own_folder(session)
-        except UsageError:
-            file = str(session.path)
+        paths = chosen.recall(home, context)
+        runs = not file and find_process(paths, title, session.state.now) is not None
 
         def write(*words: str) -> str:
             return paths.write_command(*words, *["--salvage"] * (chosen.salvage and words[0] == "fork"))
@@ -238,9 +257,9 @@ def report(
         beside = (own and not file) or is_given(context, "musings")  # a copy leaves those of its original
         only = name if chosen.salvage else ""  # nothing can be added to a damaged file
         how = {"command": write, "git": write_git(paths.script), "file": file or only}
-        with hold_session(own) if own else nullcontext():
+        with hold_session(home, runs=False) if own else nullcontext():
             write_files(session, folder, runs=runs, **how)
-            write_musings(session, paths.musings / title if beside else folder / "musings", overview=bool(beside))
+            write_musings(session, paths.musings / title if beside else folder / "musings", overview=beside)
             if to:
                 export(session, to, folder)
     print(folder / "report.html")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.session.store import Session
 
 PLACES = "places.json"
+NO_NIGHT = "runs no night"  # stands in a lock in place of when its process began
 
 
 class UsageError(UserError):

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
-from orchestrator.cli.options import ExitCode, UsageError
+from orchestrator.cli.options import NO_NIGHT, ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
 from orchestrator.cluster import ClusterRunner, connect
 from orchestrator.core.source import compute_digest
@@ -139,9 +139,9 @@ def build_crew(
     )
 
 
-def hold_session(folder: Path) -> AbstractContextManager[None]:
-    """Lock the session, so that no other process runs it. Raises UsageError."""
-    return _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already")
+def hold_session(folder: Path, *, runs: bool = True) -> AbstractContextManager[None]:
+    """Lock the session, so that no other process runs it; `runs` is whether this one does. Raises UsageError."""
+    return _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already", runs=runs)
 
 
 @contextmanager
@@ -160,11 +160,12 @@ def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
 
 
 @contextmanager
-def _hold(lock: Path, taken: str) -> Generator[None]:
+def _hold(lock: Path, taken: str, *, runs: bool = True) -> Generator[None]:
     with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(hold_lock(lock))
-            own = f"{os.getpid():<20}{read_birth(os.getpid()):<20}\n"
+            birth = read_birth(os.getpid()) if runs else NO_NIGHT
+            own = f"{os.getpid():<20}{birth:<20}\n"
             os.pwrite(descriptor, own.encode(), 0)  # at once, over whatever id was there
         except LockedError:
             raise UsageError(f"{taken}, as process {lock.read_text()[:20].strip()}") from None

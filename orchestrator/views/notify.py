@@ -6,6 +6,9 @@ The URL holds a secret, so it is never logged, printed or stored. Sending never 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
 
 from orchestrator.core.events import Promoted, Record, Waiting
 from orchestrator.core.text import make_printable, shorten
@@ -33,7 +36,17 @@ def make_sender(url: str) -> Send:
         raise UserError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
-        return bool(await service.async_notify(body=text, title=title))
+        answer = Future[bool]()
+
+        def post() -> None:
+            answer.set_running_or_notify_cancel()
+            arrived = [False]
+            with suppress(Exception):  # its words may hold the URL
+                arrived = [each.notify(body=text, title=title) for each in service]
+            answer.set_result(all(arrived))
+
+        Thread(target=post, daemon=True).start()  # Python, when it ends, would wait for that of an executor
+        return await asyncio.wrap_future(answer)
 
     return send
 
@@ -59,11 +72,13 @@ class Notifier:
                 task.add_done_callback(self.sending.discard)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Send that the night is over, or that an error ended it; wait at most PATIENCE seconds."""
+        """Send that the night is over, or what ended it unless a user did at once; wait at most PATIENCE seconds."""
         if isinstance(error, Exception):
             asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
         elif self.log.state.ended and not self.was_over:
             asyncio.run(self._deliver("the night is over", self._add_standing(self.log.state.ended)))
+        elif isinstance(error, KeyboardInterrupt) and error.args:
+            asyncio.run(self._deliver("stopped", f"{error}. Nothing is lost: {self.resume}"))
 
     def _choose_message(self, record: Record) -> tuple[str, str] | None:
         match record.event:
@@ -73,8 +88,7 @@ class Notifier:
             case Waiting(until=until, reason=reason):
                 is_new = record.at > self.paused_until + QUIET
                 self.paused_until = max(self.paused_until, until)
-                text = f"{shorten(reason, 300)}. Training continues meanwhile."
-                return ("a pause", text) if is_new else None
+                return ("a pause", f"{shorten(reason, 300)}.") if is_new else None
             case _:  # `close` sends the end, since the loop ends right after it
                 return None
 
@@ -89,4 +103,4 @@ class Notifier:
         (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown
         if arrived is not True and not self.has_failed:
             self.has_failed = True
-            self.say("A notification did not arrive; the night continues.")
+            self.say("A notification did not arrive.")

@@ -43,7 +43,7 @@ class Terminal:
         self.talks: dict[str, ev.Record] = {}
         """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
         self.spent = defaultdict[str, float](float)
-        self.messages: list[str] = []
+        self.messages: dict[str, str] = {}  # each with the time when it was last said
         self.listed: tuple[Sequence[ExperimentRow], int] = ((), 0)
         """The latest experiments and the width for which they are drawn in `list`."""
         self.list = Segments(())
@@ -69,9 +69,9 @@ class Terminal:
         if self.live.is_started:
             self.live.stop()
             self.is_live = False
-            messages, self.messages = self.messages, []  # each is printed in full, and so not in the view
+            messages, self.messages = self.messages, {}  # each is printed in full, and so not in the view
             self.console.print(self.render())
-            for text in messages:
+            for text in messages.values():
                 self.say(text)
 
     def render(self) -> Group:
@@ -111,8 +111,8 @@ class Terminal:
                 case event if not self.is_live:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
                     self._print_line(record.at, event.kind, number, text)
-                case ev.ModelReplaced() as event if (text := summarize(event)) not in self.messages:
-                    self.messages.append(text)
+                case ev.ModelReplaced() as event:
+                    self._keep(summarize(event), record.at)
                 case _:
                     pass
 
@@ -128,10 +128,15 @@ class Terminal:
     def say(self, text: str) -> None:
         """Show a message to the user."""
         if self.live.is_started:
-            self.messages.append(text)
+            self._keep(text, self.clock())
             self.live.refresh()
         else:
             self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
+
+    def _keep(self, text: str, at: float) -> None:
+        """Keep a message for the live view, with its time: what it tells may be over since."""
+        self.messages.pop(text, None)  # so that it comes last
+        self.messages[text] = f"{format_local(at, '%H:%M')} {text}"
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
