@@ -18,15 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
-<<<<<<< HEAD
-from orchestrator.cli.options import Options
-from orchestrator.session.store import Session, SessionError
-=======
 from orchestrator.cli.inspect import find_process
 from orchestrator.cli.options import Options, Paths
 from orchestrator.cli.wiring import hold_session
-from orchestrator.session.store import Session
->>>>>>> s18-m7
+from orchestrator.session.store import Session, SessionError
 from tests.hunting import try_examples
 from tests.test_hostile_text import STEERING
 from tests.workplace import ROOT
