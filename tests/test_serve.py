@@ -473,7 +473,7 @@ def test_another_address_needs_the_link_that_it_prints(folder):
         gone.close()
         assert httpx.get(home).status_code == 401, "it has read both"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=50)[0] == "", "what is cut off is no fault of ours"
+        assert process.communicate(timeout=50)[0] == "", "nothing is said of what is cut off"
         waits.close()
     finally:
         process.terminate()

@@ -60,6 +60,6 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)  # what Ctrl-C cuts off is no fault
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)  # it is about what Ctrl-C cuts off
     with listener:
         server.run(sockets=[listener])
