@@ -45,6 +45,8 @@ def open_replacement(path: Path) -> Generator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        with suppress(OSError):  # there may be none; who may read what is replaced may read this, and no other
+            part.chmod(path.stat().st_mode & 0o777 | 0o600)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -25,7 +26,7 @@ from starlette.testclient import TestClient
 from orchestrator.cli.inspect import find_process
 from orchestrator.cli.main import main
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.pages import Site, is_own_name
+from orchestrator.cli.pages import CACHED, Site, is_own_name
 from orchestrator.cli.wiring import hold_session
 from orchestrator.core import events as ev
 from orchestrator.session.inbox import Control, take_controls
@@ -61,9 +62,9 @@ def open_site(folder, token="", host="127.0.0.1", base=HOME):
     return site, client
 
 
-def begin_night(folder, name="night"):
+def begin_night(folder, behind=0.0, name="night"):
     """A session that this process runs, as far as anybody can see: experiment 1 trains, 2 waits."""
-    session = Session(folder / "sessions" / name / "session.db", create=True)
+    session = Session(folder / "sessions" / name / "session.db", lambda: time.time() - behind, create=True)
     (folder / "sessions" / f".{name}.lock").write_text(f"{os.getpid()}\n")
     source = session.put(SOURCE)
     session.write("", started(name=name), ev.BaselineCommitted(commit="f" * 40, source=source, fingerprint="f" * 16))
@@ -136,8 +137,23 @@ def test_every_page_is_there_and_escaped(folder):
         assert client.get(f"/assets/{asset}").headers["content-type"].startswith(kind)
 
 
+def test_more_sessions_than_are_kept_in_memory_are_not_all_read_anew_at_each_visit(folder):
+    for number in range(CACHED):
+        (folder / f"sessions/offline-{number}").mkdir()
+        shutil.copy(ROOT / "tests/golden/offline-4.db", folder / f"sessions/offline-{number}/session.db")
+    site, client = open_site(folder)
+    client.get("/")
+    before = {id(session.state) for session in site.known.values()}
+    client.get("/")
+    assert {id(session.state) for session in site.known.values()} == before
+    assert len(before) == CACHED
+    client.get("/sessions/agents-2")
+    client.get("/sessions/agents-1")
+    assert {"agents-1", "agents-2"} <= {name for name, _ in site.known}
+
+
 def test_sessions_are_listed_the_newest_first_each_with_how_it_stands(folder):
-    begin_night(folder)
+    session = begin_night(folder)
     _, client = open_site(folder)
     text = client.get("/").text
     told = [
@@ -145,12 +161,18 @@ def test_sessions_are_listed_the_newest_first_each_with_how_it_stands(folder):
     ]
     assert told == sorted(told)
     assert text.index(">night<") < text.index(">agents-1<") < text.index("<b>broken</b>")
-    assert "under way" in client.get("/sessions/night/report").text
+    page = client.get("/sessions/night/report").text
+    assert "under way" in page
+    assert "data-due" in page
+    session.write("", ev.Paused(reason="you asked for a pause"))
+    page = client.get("/sessions/night/report").text
+    assert "data-refresh" in page
+    assert "data-due" not in page, "in a pause it is never overdue"
     (folder / "sessions/.night.lock").unlink()
     page = client.get("/sessions/night/report").text
     assert "died: nothing runs it any more" in page
     assert "under way" not in page
-    for end in ("", "/stream"):
+    for end in ("", "/live"):
         assert client.get(f"/sessions/broken{end}").status_code == 422
 
 
@@ -201,7 +223,7 @@ def test_a_name_is_no_path(folder, name):
     (folder / "sessions/.hidden").mkdir()
     shutil.copy(ROOT / "tests/golden/agents-1.db", folder / "sessions/.hidden/session.db")
     _, client = open_site(folder)
-    for end in ("", "/report", "/stream", "/events/0"):
+    for end in ("", "/report", "/live", "/events/0"):
         assert client.get(f"/sessions/{name}{end}").status_code == 404
     assert client.get(f"/compare?session=agents-1&session={name}").status_code == 404
     assert client.get("/compare").status_code == 400
@@ -252,7 +274,7 @@ def test_a_form_must_come_from_a_page_of_ours(folder):
 
 def test_a_token_lets_in_and_nothing_else(folder):
     _, client = open_site(folder, token="s3cret")
-    for page in ("/", "/sessions/agents-1/stream", "/assets/serve.js", "/?token=guess", "/?token="):
+    for page in ("/", "/sessions/agents-1/live", "/assets/serve.js", "/?token=guess", "/?token="):
         assert client.get(page).status_code == 401, page
     assert client.get("/", headers={"cookie": "nightshift-8000=ü".encode()}).status_code == 401
 
@@ -276,8 +298,11 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
     assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 409
     assert path.read_text() == "By another editor.\n"
 
+    path.chmod(0o600)
     fields["before"] = re.search('name="before" value="(.*?)"', client.get("/guidance").text)[1]
-    assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 303
+    for _ in range(2):  # a double click
+        assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 303
+    assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text() == "New.\n" + "研" * GUIDANCE_CHARACTERS
 
 
@@ -300,15 +325,17 @@ def test_guidance_is_saved_as_it_was_shown(folder):
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "variable", "words"),
     [
-        ([], "--port names another"),
-        (["--token", "a&b"], "a token is of letters"),
-        (["--token", ""], "--token is empty"),
+        ([], "t", "--port names another"),
+        (["--token", "a&b"], "t", "a token is of letters"),
+        (["--token", ""], "t", "--token is empty"),
+        ([], "", "NIGHTSHIFT_TOKEN is empty"),
     ],
-    ids=["port", "token", "no token"],
+    ids=["port", "token", "no token", "no variable"],
 )
-def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, more, words):
+def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch, more, variable, words):
+    monkeypatch.setenv("NIGHTSHIFT_TOKEN", variable)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exit_:
         port = str(taken.getsockname()[1])
         main(["serve", "--port", port, *more, "--sessions", str(tmp_path)])
@@ -340,23 +367,44 @@ def visit(page, address: str) -> None:
     page.wait(f"location.href.startsWith({begin}) && document.readyState === 'complete'")
 
 
-def test_an_event_is_sent_whatever_the_files_tell(folder):
+@pytest.mark.parametrize("shown", ["", "all&"])
+def test_an_event_is_sent_whatever_the_files_tell(folder, shown):
     """SQLite changes its files first and shows the event later: who looks in between never looks again."""
-    session = begin_night(folder)
+    session, (_, client) = begin_night(folder), open_site(folder)
+    live = html.unescape(re.search('data-source="(.*?)"', client.get(f"/sessions/night?{shown}").text)[1])
+    assert live == f"/sessions/night/live?{shown}seen="
     wal = session.path.with_name("session.db-wal")
     asked = ev.VetoAsked(experiment=2)
     row = len(session.records), session.state.now, "", asked.kind, asked.model_dump_json()
-    with contextlib.closing(sqlite3.connect(session.path)) as db, listening(folder) as home:
+    with contextlib.closing(sqlite3.connect(session.path)) as db:
         db.execute("pragma wal_checkpoint(restart)")  # what is written next does not lengthen the file
-        with httpx.stream("GET", f"{home}/sessions/night/stream", timeout=150) as answer:
-            lines = (line for line in answer.iter_lines() if line)
-            assert "ends, vetoed" not in next(lines)
-            before = wal.stat()
-            with db:
-                db.execute("insert into events values (?, ?, ?, ?, ?)", row)
-            os.utime(wal, ns=(before.st_atime_ns, before.st_mtime_ns))
-            assert wal.stat().st_size == before.st_size
-            assert "ends, vetoed" in next(lines)
+        first = client.get(live).json()
+        assert "ends, vetoed" not in first["html"]
+        assert client.get(live + first["seen"]).json() is None
+        before = wal.stat()
+        with db:
+            db.execute("insert into events values (?, ?, ?, ?, ?)", row)
+        os.utime(wal, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert wal.stat().st_size == before.st_size
+        second = client.get(live + first["seen"]).json()
+        assert "ends, vetoed" in second["html"]
+    (folder / "sessions/.night.lock").unlink()
+    assert "died or was stopped" in client.get(live + second["seen"]).json()["html"]
+    _, restarted = open_site(folder)
+    assert restarted.get(live + second["seen"]).json(), "its forms have another secret"
+
+
+@pytest.mark.parametrize("behind", [7200.0, -7200.0], ids=["slept", "set back"])
+def test_a_run_is_as_old_as_the_clock_of_its_night_says(folder, behind):
+    """That clock is not the machine's any more once this has slept, or was set back before a resume."""
+    session = begin_night(folder, behind)
+    since = max(session.path.stat().st_mtime, (wal := session.path.with_name("session.db-wal")).stat().st_mtime) - 300
+    for path in (session.path, wal):
+        os.utime(path, (since, since))
+    _, client = open_site(folder)
+    ages = [int(age) for age in re.findall('data-age="(.*?)"', client.get("/sessions/night").text)]
+    assert len(ages) == 3
+    assert all(300 <= age < 3000 for age in ages)
 
 
 @browser
@@ -419,6 +467,16 @@ def test_another_address_needs_the_link_that_it_prints(folder):
         home = f"http://127.0.0.1:{link[1]}"
         assert httpx.get(home).status_code == 401
         assert httpx.get(f"{home}/?token={link[2]}", follow_redirects=True).status_code == 200
+        origin = f"Host: {home[7:]}\r\nOrigin: {home}\r\nCookie: nightshift-{link[1]}={link[2]}"
+        half = f"POST /guidance HTTP/1.1\r\n{origin}\r\nContent-Length: 9\r\n\r\ntext=".encode()
+        gone, waits = (socket.create_connection(("127.0.0.1", int(link[1]))) for _ in range(2))
+        gone.sendall(half)
+        waits.sendall(half)
+        gone.close()
+        assert httpx.get(home).status_code == 401, "it has read both"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=50)[0] == "", "nothing is said of what is cut off"
+        waits.close()
     finally:
         process.terminate()
         process.communicate(timeout=20)

@@ -4,17 +4,16 @@ A session is read as far as it has grown. What a night is asked goes into its in
 """
 
 import ipaddress
-import json
 import secrets
 import sys
 import time
-from asyncio import sleep
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -24,8 +23,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,7 +35,7 @@ from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.repo import write_git
 from orchestrator.session.inbox import Control, send_control
 from orchestrator.session.store import Session
-from orchestrator.supervisor import GUIDANCE_CHARACTERS, LOOK_SECONDS
+from orchestrator.supervisor import GUIDANCE_CHARACTERS
 from orchestrator.views import comparison, event_text
 from orchestrator.views.charts import draw_progress
 from orchestrator.views.experiments import list_rows
@@ -123,6 +122,13 @@ async def _tell(request: Request, error: Exception) -> Response:  # noqa: ARG001
     return _answer(*(error.status_code, error.detail) if isinstance(error, HTTPException) else (422, str(error)))
 
 
+def _tell_time(session: Session) -> float:
+    """Return the time by the clock of the night, which does not run while the machine sleeps."""
+    files = session.path, session.path.with_name("session.db-wal")
+    written = max(file.stat().st_mtime for file in files if file.exists())
+    return session.state.now + max(0.0, time.time() - written)
+
+
 class Site:
     """All pages; the folders are those of `paths`."""
 
@@ -131,6 +137,7 @@ class Site:
         self.secret = secrets.token_urlsafe()
         """Stands in every form: a foreign page, which cannot read it, cannot send one."""
         self.known: dict[tuple[str, int], Session] = {}
+        self.saving = Lock()
 
     def build(self, host: str, token: str) -> Starlette:
         """Return the application; with a token, only who has it is let in."""
@@ -141,13 +148,13 @@ class Site:
             Route("/guidance", self.show_guidance),
             Route("/guidance", self._read_form(self.save_guidance), methods=["POST"]),
             Route("/sessions/{name}", self.show_session),
-            Route("/sessions/{name}/stream", self.follow_session),
+            Route("/sessions/{name}/live", self.follow_session),
             Route("/sessions/{name}/report", self.show_report),
             Route("/sessions/{name}/events/{number}", self.show_event),
             Route("/sessions/{name}/control", self._read_form(self.steer), methods=["POST"]),
             Route("/assets/{file}", self.show_asset),
         ]
-        told = dict.fromkeys((UserError, HTTPException, OSError), _tell)
+        told = dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect), _tell)
         return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)], exception_handlers=told)
 
     def _read_form(self, act: Callable[..., str]) -> Callable[[Request], Any]:
@@ -169,13 +176,17 @@ class Site:
         raise HTTPException(404, "No session has that name.")
 
     @contextmanager
-    def read(self, name: str) -> Generator[Session]:
-        """Open a session as far as it has come. Raises HTTPException, UserError."""
+    def read(self, name: str, *, listed: bool = False) -> Generator[Session]:
+        """Open a session as far as it has come. Raises HTTPException, UserError.
+
+        One that is only listed puts no other out of memory: all are read in turn, so each would be read anew.
+        """
         path = self.find(name)
         key = name, path.stat().st_ino
         with read_session(self.paths, str(path), known=self.known.get(key)) as session:
             others = [pair for pair in self.known.items() if pair[0] != key]
-            self.known = dict([*others, (key, session)][-CACHED:])
+            if not listed or len(others) < CACHED:
+                self.known = dict([*others, (key, session)][-CACHED:])
             yield session
 
     def render(self, template: str, /, **facts: Any) -> HTMLResponse:
@@ -183,43 +194,34 @@ class Site:
         return HTMLResponse(render_template(template, secret=self.secret, **facts))
 
     def list_sessions(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
-        return self.render("serve_sessions.html", sessions=list_sessions(self.paths, self.read))
+        return self.render("serve_sessions.html", sessions=list_sessions(self.paths, partial(self.read, listed=True)))
 
-    def write_live(self, name: str, shown: int = SHOWN) -> str:
-        """Return the part of a session's page that follows the night, with its latest experiments."""
+    def write_live(self, request: Request) -> str:
+        """Return the part of a session's page that follows the night, with its latest experiments, or `?all`."""
+        name, shown = request.path_params["name"], sys.maxsize if "all" in request.query_params else SHOWN
         with self.read(name) as session:
             rows, facts = list_rows(session.state), describe_session(self.paths, session)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
             facts |= {"rows": rows[-shown:], "earlier": len(rows[:-shown]), "count": len(session.records)}
             facts |= {"figure": draw_progress(rows, places, facts["summary"]), "secret": self.secret}
             talks, usual = event_text.list_conversations(session.records), estimate_run_seconds(session.state)
-            return render_template("serve_live.html", **facts, talks=talks, usual=usual, now=time.time())
+            return render_template("serve_live.html", **facts, talks=talks, usual=usual, now=_tell_time(session))
 
     def show_session(self, request: Request) -> Response:
         name, whole = request.path_params["name"], "all" in request.query_params
-        live = self.write_live(name, sys.maxsize if whole else SHOWN)
-        return self.render("serve_session.html", name=name, live=live, whole=whole)
+        return self.render("serve_session.html", name=name, live=self.write_live(request), whole=whole)
 
-    def read_progress(self, name: str) -> tuple[int, int | None]:
-        """Return how many events a session has, and which process runs it; its files change before they have more."""
-        with self.read(name) as session:
-            return len(session.records), find_process(self.paths, name, time.time())
+    def follow_session(self, request: Request) -> Response:
+        """Return the live part of a session's page unless it is as `seen`: nothing new, and the same process runs it.
 
-    async def follow_session(self, request: Request) -> Response:
-        """Send the live part of a session's page whenever the session has grown, or its night has begun or died."""
-        name = request.path_params["name"]
-        await run_in_threadpool(self.write_live, name)  # a browser does not ask again for what cannot be shown
-
-        async def send_parts() -> AsyncIterator[str]:
-            seen: object = None
-            with suppress(HTTPException, OSError, UserError):  # the browser asks again, and is told
-                while True:
-                    if (fresh := await run_in_threadpool(self.read_progress, name)) != seen:
-                        yield f"data: {json.dumps(await run_in_threadpool(self.write_live, name))}\n\n"
-                    seen = fresh
-                    await sleep(LOOK_SECONDS)
-
-        return StreamingResponse(send_parts(), media_type="text/event-stream")
+        The page asks each second. A stream would hold one of the six connections that a browser has for all its pages,
+        and be as silent when it is dead as when nothing happens. The files change before the session has more events.
+        """
+        with self.read(name := request.path_params["name"]) as session:
+            seen = f"{self.secret} {len(session.records)} {find_process(self.paths, name, time.time())}"
+        if (seen := compute_digest(seen)) == request.query_params.get("seen"):
+            return JSONResponse(None)
+        return JSONResponse({"seen": seen, "html": self.write_live(request)})
 
     def show_report(self, request: Request) -> Response:
         with self.read(name := request.path_params["name"]) as session:
@@ -280,7 +282,11 @@ class Site:
 
     def save_guidance(self, fields: dict[str, str]) -> str:
         """Replace guidance.md, unless another has changed it meanwhile. Raises HTTPException."""
-        if fields.get("before") != compute_digest(self.read_guidance()):
-            raise HTTPException(409, "guidance.md has changed meanwhile: go back, keep your text, and load it again.")
-        write_atomically(self.guidance.resolve(), fields.get("text", "").replace("\r\n", "\n"))
+        text = fields.get("text", "").replace("\r\n", "\n")
+        with self.saving:
+            before = self.read_guidance()
+            if text != before and fields.get("before") != compute_digest(before):  # a second click finds it saved
+                why = "guidance.md has changed meanwhile: go back, keep your text, and load it again."
+                raise HTTPException(409, why)
+            write_atomically(self.guidance.resolve(), text)
         return "/guidance"

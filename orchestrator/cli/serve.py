@@ -1,5 +1,7 @@
 """The command `serve`: it listens, and tells which link to open."""
 
+import logging
+import os
 import re
 import secrets
 import socket
@@ -26,6 +28,8 @@ def serve(
     """
     if not re.fullmatch(r"[\w.~-]*", token, re.ASCII):
         raise UsageError("a token is of letters, digits, and - . _ ~ only: it becomes part of a link")
+    if not token and "NIGHTSHIFT_TOKEN" in os.environ:  # as of a command that failed
+        raise UsageError("NIGHTSHIFT_TOKEN is empty: unset it, or give it a value")
     try:
         import uvicorn
 
@@ -55,5 +59,7 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=1,
     )
+    server = uvicorn.Server(config)
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)  # it is about what Ctrl-C cuts off
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])

@@ -27,18 +27,27 @@ function merge(html) {
 }
 
 function tick() {
-  for (const clock of document.querySelectorAll("[data-since]")) {
-    const seconds = Math.max(0, Math.floor(Date.now() / 1000 - clock.dataset.since));
+  for (const clock of document.querySelectorAll("[data-age]")) {
+    clock.began ??= Date.now() / 1000 - clock.dataset.age; // by the reader's own clock, whatever it says
+    const seconds = Math.max(0, Math.floor(Date.now() / 1000 - clock.began));
     if (clock.tagName === "PROGRESS") clock.value = seconds;
     else clock.textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
   }
 }
 
-if (live?.dataset.stream) {
+async function follow(seen = "") {
+  const lost = document.getElementById("lost");
+  try {
+    const answer = await fetch(live.dataset.source + seen, { signal: AbortSignal.timeout(30_000) });
+    const news = await answer.json(); // what is wrong comes as a page
+    if (news) { merge(news.html); tick(); ({ seen } = news); }
+    lost.hidden = true;
+  } catch { lost.hidden = false; }
+  setTimeout(follow, 1000, seen);
+}
+
+if (live) {
   for (const part of live.children) shown.set(part.id, part.outerHTML);
-  const source = new EventSource(live.dataset.stream);
-  source.onmessage = ({ data }) => { merge(JSON.parse(data)); tick(); };
-  source.onopen = () => { document.getElementById("lost").hidden = true; };
-  source.onerror = () => { document.getElementById("lost").hidden = false; };
   setInterval(tick, 1000);
+  follow();
 }
