@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.cli.inspect import describe_session, find_process, list_sessions
+from orchestrator.cli.inspect import describe_session, find_copy, find_process, list_sessions
 from orchestrator.cli.options import Paths, read_session
 from orchestrator.core.source import compute_digest
 from orchestrator.policy.limits import estimate_run_seconds
@@ -225,8 +225,9 @@ class Site:
 
     def show_report(self, request: Request) -> Response:
         with self.read(name := request.path_params["name"]) as session:
-            runs = find_process(self.paths, name, session.state.now) is not None
-            page = render_report(session, command=self.paths.write_command, git=write_git(self.paths.script), runs=runs)
+            file, process = find_copy(session), find_process(self.paths, name, session.state.now)
+            how = {"command": self.paths.write_command, "git": write_git(self.paths.script), "file": file}
+            page = render_report(session, **how, runs=process is not None and not file)
         return HTMLResponse(page, headers=permit_charts())
 
     def compare(self, request: Request) -> Response:
