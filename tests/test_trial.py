@@ -7,6 +7,7 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import typer
 
 from orchestrator.cli.options import ExitCode, Options
 from orchestrator.cli.preflight import Preflight
-from orchestrator.cli.start import _check_end, _describe_settings, _has_measured, _is_other, _plan_fork
+from orchestrator.cli.start import _check_end, _describe_settings, _has_measured, _is_other, _list_states, _plan_fork
 from orchestrator.core.events import Certified, Ended, Forked, Proposed, SessionLimits, SessionSettings, Vetoed
 from orchestrator.session.store import Session
 from tests.fakes import PROFILE, started
@@ -185,6 +186,21 @@ def test_a_fork_that_tried_nothing_of_its_own_is_no_measurement(tmp_path, at, un
         with pytest.raises(SystemExit) as caught:
             _check_end(Options(tmp_path), "f")
         assert caught.value.code == ExitCode.NOTHING_RAN
+
+
+def test_a_trial_goes_on_past_forks_that_measured_nothing(tmp_path):
+    golden = str(shutil.copyfile(ROOT / "tests/golden/agents-2.db", tmp_path / "golden.db"))
+    context = typer.Context(CONTEXT.command, obj=Options(tmp_path / "sessions", prompts="none"))
+    for at in _list_states(context, golden, 2):
+        plan = Preflight(context.obj, f"trial-none-{at}", "claude", SessionLimits(hours=0, experiments=1))
+        with closing(Session(Path(golden), read_only=True)) as old:
+            own = _describe_settings(_plan_fork(context, old, at, plan.limits.model_dump(), plan))
+            with closing(old.fork(tmp_path / "sessions" / plan.name / "session.db", at)) as fork:
+                parent = f"{old.state.session.name}@{at}"
+                fork.write("", Forked(parent=parent, **own | {"certifies": False}), Ended(reason="the time is up"))
+    done = orchestrate(tmp_path, "trial", "--prompts", "none", "--of", golden, "--at-states", "2", "--hours", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" measured nothing\n") == 2
 
 
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):
