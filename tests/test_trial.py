@@ -92,15 +92,15 @@ def test_a_trial_does_not_go_on_with_other_models_slots_or_data(tmp_path):
     chosen = night.options
     other = small_data(tmp_path / "data", make_rows=lambda count: np.full((count, 33), ord("b")))
 
-    assert not _is_other(CONTEXT, night)
-    assert not _is_other(CONTEXT, replace(night, options=replace(chosen, slots="auto")))
+    assert not _is_other(night)
+    assert not _is_other(replace(night, options=replace(chosen, slots="auto")))
     models = {"model": ["other"]}, {"fallback": ["mechanic=other"]}
     for change in (*models, {"slots": "4"}, {"data": other}, {"fit": False}, {"keep_seed": True}, {"cluster": "auto"}):
-        assert _is_other(CONTEXT, replace(night, options=replace(chosen, **change))), change
+        assert _is_other(replace(night, options=replace(chosen, **change))), change
     (tmp_path / "elsewhere").mkdir()
     elsewhere = workplace(tmp_path / "elsewhere/place", BEST + "# another script\n")
     git(elsewhere, "fetch", "-q", str(place), "main")
-    assert _is_other(CONTEXT, replace(night, options=replace(chosen, script=elsewhere / "train.py")))
+    assert _is_other(replace(night, options=replace(chosen, script=elsewhere / "train.py")))
 
 
 @pytest.mark.parametrize("source", [BEST, REPORTED_BEST], ids=["examined", "reported"])
@@ -113,11 +113,11 @@ def test_a_trial_does_not_go_on_after_an_edit_of_what_its_nights_are(tmp_path, s
         (place / name).write_text(text)
         git(place, "add", "-f", name)
         git(place, "commit", "-qm", "an edit")
-        found = _is_other(CONTEXT, replace(night))
+        found = _is_other(replace(night))
         git(place, "reset", "-q", "--hard", begins)
         return found
 
-    assert not _is_other(CONTEXT, replace(night))
+    assert not _is_other(replace(night))
     assert not change("musings/night/0001.md", "a page")
     assert change("train.py", source + "# an edit\n")
     assert change("judge.py", "BEST = 2\n")
@@ -125,40 +125,43 @@ def test_a_trial_does_not_go_on_after_an_edit_of_what_its_nights_are(tmp_path, s
         "a run of a reported task sees all that is tracked"
     )
     (place / "train.py").write_text(source + "# an edit\n")
-    assert not _is_other(CONTEXT, replace(night)), "no night has what is not committed"
+    assert not _is_other(replace(night)), "no night has what is not committed"
     for line in ("budget = 600", 'command = "python -u train.py"', 'metric = {name = "loss"}', 'seed = {env = "SEED"}'):
         (place / "nightshift.toml").write_text(line)
-        assert _is_other(CONTEXT, replace(night)), line
+        assert _is_other(replace(night)), line
     (place / "nightshift.toml").unlink()
     with (tmp_path / "style/researcher.md").open("a") as style:
         style.write("Be bold.\n")
-    assert _is_other(CONTEXT, replace(night))
+    assert _is_other(replace(night))
 
 
 def test_a_fork_of_a_trial_goes_on_with_what_it_was_begun_with(tmp_path):
     _, night = plan_night(tmp_path, BEST)
-    one = replace(night, name="t-style-1", limits=SessionLimits(hours=1, experiments=1))
+    parent = Session(tmp_path / "night/session.db", read_only=True)
 
-    def begin(plan):
+    def plan(hours=1, **change):
+        one = replace(night, name="t-style-1", options=replace(night.options, **change))
+        return _plan_fork(CONTEXT, parent, 1, {"hours": hours, "experiments": 1}, one)
+
+    def begin(one):
         shutil.rmtree(tmp_path / one.name, ignore_errors=True)
-        with closing(Session(tmp_path / "night/session.db", read_only=True)) as old:
-            own = _describe_settings(_plan_fork(CONTEXT, old, 1, plan.limits.model_dump(), plan))
-            with closing(old.fork(tmp_path / one.name / "session.db", 1)) as fork:
-                fork.write("", Forked(parent="night@1", **own | {"certifies": False}))
+        with closing(parent.fork(tmp_path / one.name / "session.db", 1)) as fork:
+            fork.write("", Forked(parent="night@1", **_describe_settings(one) | {"certifies": False}))
 
-    begin(one)
-    assert not _is_other(CONTEXT, one, "night")
-    assert _is_other(CONTEXT, one)
-    assert _is_other(CONTEXT, replace(one, limits=SessionLimits(hours=9, experiments=1)), "night")
+    begin(plan())
+    assert not _is_other(plan(), parent)
+    assert _is_other(plan())
+    assert _is_other(plan(hours=9), parent)
     for change in ({"model": ["other"]}, {"fallback": ["mechanic=other"]}):
-        given = replace(one, options=replace(one.options, **change))
-        assert _is_other(CONTEXT, given, "night"), change
-    begin(given)
-    assert not _is_other(CONTEXT, given, "night")
-    assert _is_other(CONTEXT, one, "night"), "the other forks would have the models of the parent"
+        assert _is_other(plan(**change), parent), change
+    begin(given := plan(**change))
+    assert not _is_other(given, parent)
+    assert _is_other(plan(), parent), "the other forks would have the models of the parent"
     with (tmp_path / "style/researcher.md").open("a") as style:
         style.write("Be bold.\n")
-    assert _is_other(CONTEXT, given, "night")
+    assert not _is_other(given, parent), "what is planned has the style as it was"
+    assert _is_other(plan(**change), parent)
+    parent.close()
 
 
 @pytest.mark.parametrize(

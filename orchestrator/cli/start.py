@@ -182,23 +182,9 @@ def fork(
     """
     options: opt.Options = replace(context.obj, prompts=prompts)
     more = {"hours": hours, "experiments": options.max_experiments, "usd": options.max_usd}
-    _start_fork(context, name, at, more, Preflight(options, options.session, crew or ""))
-
-
-def _start_fork(
-    context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
-) -> None:
-    """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    with opt.read_session(plan.options, parent, salvage=plan.options.salvage) as old:
-        night = _plan_fork(context, old, at, more, plan)
-        night.require()
-        forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
-
-    def copy(path: Path) -> Session:
-        with closing(Session(old.path, read_only=True, salvage=old.salvage, known=old)) as log:
-            return log.fork(path, at)  # a night that still runs could not put all into its file while we read it
-
-    _begin(night, forked, copy)
+    with opt.read_session(options, name, salvage=options.salvage) as old:
+        night = _plan_fork(context, old, at, more, Preflight(options, options.session, crew or ""))
+    _start_fork(night, old, at)
 
 
 def _plan_fork(
@@ -218,6 +204,19 @@ def _plan_fork(
     style = options.prompts or state.session.style or "default"
     options = replace(options, prompts=style, search=state.session.search, memory=False)
     return Preflight(options, name, crew, _extend_limits(state, more), state, recorded=recorded)
+
+
+def _start_fork(night: Preflight, old: Session, at: int, **settings: Any) -> None:
+    """Check all, and run the fork that was planned of a session, which may be closed. Raises UsageError."""
+    with opt.wrap_damage(old.path):
+        night.require()
+        forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
+
+    def copy(path: Path) -> Session:
+        with closing(Session(old.path, read_only=True, salvage=old.salvage, known=old)) as log:
+            return log.fork(path, at)  # a night that still runs could not put all into its file while we read it
+
+    _begin(night, forked, copy)
 
 
 def _extend_limits(state: State, more: Mapping[str, float | None]) -> SessionLimits:
@@ -257,8 +256,12 @@ def trial(
         for point in points
         for style, folder in styles.items()
     ]
+    parent: Session | None = None
+    if at_states:
+        with opt.read_session(chosen, of) as parent:  # an edit of a style from now on is in none of the forks
+            nights = [_plan_fork(context, parent, _get_point(each), limits.model_dump(), each) for each in nights]
     planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
-    if other := [night.name for night in nights if night not in planned and _is_other(context, night, of)]:
+    if other := [night.name for night in nights if night not in planned and _is_other(night, parent)]:
         raise opt.UsageError(f"{other[0]} was begun with other options or files: give the same, or another --name")
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
@@ -274,9 +277,8 @@ def trial(
         else:
             if night not in planned:
                 resume(context, night.name)
-            elif at_states:
-                at = int(night.name.rpartition("-")[2])
-                _start_fork(context, of, at, limits.model_dump(), night, certifies=False)
+            elif parent:
+                _start_fork(night, parent, _get_point(night), certifies=False)
             else:
                 start_night(night)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the end of a night ignores
@@ -305,20 +307,21 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
 
 
-def _is_other(context: typer.Context, night: Preflight, of: str = "") -> bool:
-    """Return whether the session of that name is another than the night that is planned, or than that fork of one."""
-    plan, point, origin = night.options, night.name.rpartition("-")[2], ""
+def _get_point(night: Preflight) -> int:
+    """Return at which event a fork of a trial begins."""
+    return int(night.name.rpartition("-")[2])
+
+
+def _is_other(night: Preflight, parent: Session | None = None) -> bool:
+    """Return whether the session of that name is another than the night that is planned, or fork of the parent."""
+    plan, origin = night.options, f"{parent.state.session.name}@{_get_point(night)}" if parent else ""
     with opt.read_session(plan, night.name) as session:
         own, before = session.state.session, plan.recall(session.path.parent)
         begun = next((r.event.parent for r in reversed(session.records) if isinstance(r.event, Forked)), "")
-    if of:
-        with opt.read_session(plan, of) as old:
-            origin = f"{old.state.session.name}@{point}"
-            night = _plan_fork(context, old, int(point), night.limits.model_dump(), night)
-    settings = _describe_settings(night) | {"certifies": not of}
+    settings = _describe_settings(night) | {"certifies": not parent}
     if begun != origin or any(getattr(own, name) != value for name, value in settings.items()):
         return True
-    if of:  # which has the rest from its parent
+    if parent:  # which the rest is from
         return False
     data = own.profile.data_hash if night.task.is_reported else night.manifest.digest
     tasks = [t.model_dump(exclude={"fixed"}) | {"seed": t.seed or {"env": VARIABLE}} for t in (night.task, own.task)]
