@@ -83,7 +83,7 @@ def plan_night(folder, source):
         profile = PROFILE.model_copy(update={"data_hash": "" if night.task.is_reported else night.manifest.digest})
         known = {"profile": profile, "commit": git(place, "rev-parse", "HEAD"), "task": night.task}
         session.write("", started(seed=3, **known, **_describe_settings(night)))
-    night.options.remember(folder / "night")
+    replace(night.options, venv=night.venv).remember(folder / "night")
     return place, night
 
 
@@ -130,6 +130,10 @@ def test_a_trial_does_not_go_on_after_an_edit_of_what_its_nights_are(tmp_path, s
         (place / "nightshift.toml").write_text(line)
         assert _is_other(replace(night)), line
     (place / "nightshift.toml").unlink()
+    replace(night.options, venv=".venv").remember(tmp_path / "night")
+    assert _is_other(replace(night)), "its runs had other packages"
+    replace(night.options, venv=night.venv).remember(tmp_path / "night")
+    assert not _is_other(replace(night))
     with (tmp_path / "style/researcher.md").open("a") as style:
         style.write("Be bold.\n")
     assert _is_other(replace(night))

@@ -328,7 +328,9 @@ def _is_other(night: Preflight, parent: Session | None = None) -> bool:
     planned = plan.seed, data, plan.fit, plan.keep_seed, own.gpu and night.gpu, tasks[0]
     if planned != (own.seed, own.profile.data_hash, before.fit, before.keep_seed, own.gpu, tasks[1]):
         return True
-    if plan.slots not in {"auto", str(own.slots)} or not night.repo.has_begun(own.commit, own.folder):
+    if plan.slots not in {"auto", str(own.slots)} or before.venv not in {None, night.venv}:
+        return True
+    if not night.repo.has_begun(own.commit, own.folder):
         return True
     ours = f"{relpath(plan.musings, plan.script.parent)}/"
     changed = [at for at in night.repo.list_changed_since(own.commit) if not at.startswith(ours)]
