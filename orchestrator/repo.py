@@ -308,11 +308,14 @@ class Repo:
         """
         if folder not in {"", str(self.prefix)} or self._resolve(f"{commit}^{{commit}}") is None:
             return False
-        rows = self._git("diff-tree", "-r", "-z", "--name-only", commit, self.get_start()).split("\0")
-        changed = [os.path.relpath(name, self.prefix) for name in rows if name]
         judges = *self.task.protected, *self.task.command.split()
-        fixed = [name for name in changed if not self.task.is_editable(name)]
+        fixed = [name for name in self.list_changed_since(commit) if not self.task.is_editable(name)]
         return not any(fnmatchcase(name, judge) for name in fixed for judge in judges)
+
+    def list_changed_since(self, commit: str) -> list[str]:
+        """Return what has changed from a commit to where the session begins, by path from here. Raises RepoError."""
+        rows = self._git("diff-tree", "-r", "-z", "--name-only", commit, self.get_start()).split("\0")
+        return [os.path.relpath(name, self.prefix) for name in rows if name]
 
     def begin_with(self, origin: str, source: str, message: str) -> str:
         """Return a commit of another session's best, whose text is `source` unless `origin` is here. Raises RepoError.

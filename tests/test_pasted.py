@@ -146,6 +146,7 @@ def test_the_lines_of_init(tmp_path):
 def test_init_ignores_the_folders_of_nights_and_no_others(tmp_path):
     git(tmp_path, "init", "-q")
     (tmp_path / "code").mkdir()
+    (tmp_path / ".gitignore").write_text("# data and sessions of my own\n")
     for line in orchestrate(tmp_path, "init", "--script", "code/train.py").stdout.splitlines()[1:3]:
         paste(tmp_path, line)
     for name in ("data/a", "sessions/x/session.db", "code/data/rows.py"):

@@ -297,12 +297,21 @@ def test_a_resumed_session_tells_what_nightshift_toml_says_in_vain(tmp_path):
     assert told.startswith("checks, timeout as at the beginning of the session")
 
 
-@pytest.mark.parametrize("hours", [0.001, 1])
-def test_a_fork_is_told_where_no_run_fits_into_its_hours(place, hours):
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"hours": 1}, []),
+        ({"hours": 0.001}, ["the 0.001 hours are over"]),
+        ({"hours": 1, "experiments": 0}, ["0 experiments are done"]),
+        ({"hours": 1, "usd": 0}, ["$0 are spent"]),
+    ],
+)
+def test_a_fork_is_told_where_its_limits_are_used_up(place, limits, told):
     options = Options(place / "sessions", place / "data", place / "train.py", unsafe=True)
     profile = PROFILE.model_copy(update={"data_hash": load(options.data).digest})
     begun = started(commit=git(place, "rev-parse", "HEAD"), profile=profile)
     state = fold([Record(seq=0, at=0.0, task_id="", event=begun)])
-    said = [*Preflight(options, "night", "optuna", SessionLimits(hours=hours), state).check()]
+    said = [*Preflight(options, "night", "optuna", SessionLimits(**limits), state).check()]
     assert [each.subject for each in said if each.state == "bad"] == []
-    assert [each.state for each in said if each.subject == "hours"] == ["warn"] * (hours < 1)
+    warned = [(each.state, each.message.partition(" (")[0]) for each in said if each.subject == "limits"]
+    assert warned == [("warn", f"this fork would end at once: {reason}") for reason in told]

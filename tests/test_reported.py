@@ -295,7 +295,12 @@ async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
         ("bash -ec 'python fit.py'", False),
         ("bash -euo pipefail -c 'python fit.py'", False),
         ("sh -e -c 'python fit.py'", False),
+        ("bash -O globstar -c 'python fit.py'", False),
+        ("bash --rcfile conf +e -c 'python fit.py'", False),
+        ("fish -c'python fit.py'", False),
+        ("fish --command='python fit.py'", False),
         ("bash -o errexit fit.sh -c conf", True),
+        ("bash --norc fit.sh --command conf", True),
     ],
 )
 def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_one):
@@ -757,6 +762,8 @@ def test_no_number_that_a_script_reports_ends_the_night(seed, numbers):
         ("editable = ['/etc/passwd']", "editable"),
         ("editable = ['**/net.py']", "**/ stands for one folder or more, unless a * follows: name net.py and */net.py"),
         ("editable = ['train.py', 'eval.py']\nprotected = ['./eval.py']", "eval.py is both editable and protected"),
+        ("editable = ['eval.py', 'b.py']\nprotected = ['e*']", "eval.py is both editable and protected, by e*"),
+        ("protected = ['*.py']", "train.py is both editable and protected, by *.py"),
         ("editable = ['notes.txt']", "command is missing"),
         ("data = ['nowhere']", "nowhere is not a folder or file"),
         ("data = ['~nobody-here/x']", "~nobody-here/x is not a folder or file"),

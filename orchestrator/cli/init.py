@@ -41,7 +41,7 @@ def init(context: typer.Context) -> None:
     if not (path := script.with_name(NAME)).exists():
         text = (Path(__file__).parent / "templates" / NAME).read_text("utf-8")
         path.write_text(text.replace("train.py", script.name), "utf-8")
-    missing = {"data", "sessions"} - {line.strip("/") for line in known.split()}
+    missing = {"data", "sessions"} - {line.rstrip().strip("/") for line in known.splitlines()}
     with ignore.open("a", encoding="utf-8") as file:
         file.write("\n" * (known[-1:] > "\n") + "".join(f"/{at}/\n" for at in sorted(missing)))
     begin = "" if top else f"{write_git(script, 'init')}\n"

@@ -36,7 +36,7 @@ from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.tree import ScriptTree, find_forgotten
 from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, find_fixed, list_tunable
-from orchestrator.policy.limits import has_time_for
+from orchestrator.policy.limits import explain_end
 from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.repo import Repo, RepoError
@@ -290,9 +290,10 @@ class Preflight:
             if slots.state == prompts.state == "good":
                 yield _attempt(f"{self.limits.hours:g} hours", self.estimate)
             if self.state and not self.session:
-                own = self.state.session.model_copy(update={"limits": self.limits})
-                if not has_time_for(replace(self.state, started=own), 1):
-                    yield CheckResult("hours", "warn", "the hours of this fork are too short for a run: give more")
+                own = self.state.session.model_copy(update={"limits": self.limits, "certifies": False})
+                if reason := explain_end(replace(self.state, started=own)):
+                    words = "--hours, --max-experiments and --max-usd count from it on"
+                    yield CheckResult("limits", "warn", f"this fork would end at once: {reason} ({words})")
         yield _check_disk(self.options)
         tier = "each node of the cluster selects its own" if self.options.cluster else ""
         if self.options.unsafe:

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
+from os.path import relpath
 from pathlib import Path
 from platform import python_version
 from typing import Annotated, Any, Literal
@@ -17,26 +18,10 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import (
-    Preflight,
-    choose_models,
-    expect_run_seconds,
-    inherit_models,
-    list_programs,
-    read_prompts,
-)
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, inherit_models, list_programs, read_prompts
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
-from orchestrator.core.events import (
-    Abandoned,
-    Forked,
-    Proposed,
-    Refused,
-    Resumed,
-    SessionLimits,
-    SessionProfile,
-    Started,
-    Verdict,
-)
+from orchestrator.core.events import Forked, Proposed, Resumed, SessionLimits, SessionProfile, Started
+from orchestrator.core.seeds import VARIABLE
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.core.text import count
@@ -197,27 +182,33 @@ def fork(
     """
     options: opt.Options = replace(context.obj, prompts=prompts)
     more = {"hours": hours, "experiments": options.max_experiments, "usd": options.max_usd}
-    _start_fork(context, name, at, more, Preflight(options, options.session, crew or ""))
+    with opt.read_session(options, name, salvage=options.salvage) as old:
+        night = _plan_fork(context, old, at, more, Preflight(options, options.session, crew or ""))
+    _start_fork(night, old, at)
 
 
-def _start_fork(
-    context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
-) -> None:
-    """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    with opt.read_session(plan.options, parent, salvage=plan.options.salvage) as old:
-        if at > len(old.records):
-            raise opt.UsageError(f"{parent} has only {len(old.records)} events")
-        state, options = fold(old.records[:at]), plan.options
-        if old.path.name == "session.db":  # any other file may have come from elsewhere, also beside it
-            options = options.recall(old.path.parent, context)
-        crew = opt.choose_crew(context, plan.crew or state.session.crew)
-        name = plan.name or invent_name(options)
-        prompts = {} if crew == "optuna" else read_prompts(old, state)
-        options = options if crew == "optuna" else inherit_models(options, prompts, state.session.task)
-        recorded = {} if options.prompts else prompts
-        style = options.prompts or state.session.style or "default"
-        options = replace(options, prompts=style, search=state.session.search, memory=False)
-        night = Preflight(options, name, crew, _extend_limits(state, more), state, recorded=recorded)
+def _plan_fork(
+    context: typer.Context, old: Session, at: int, more: Mapping[str, float | None], plan: Preflight
+) -> Preflight:
+    """Return a plan with what its fork has from an event of a session on: what neither it nor its style names."""
+    if at > len(old.records):
+        raise opt.UsageError(f"{old.state.session.name} has only {len(old.records)} events")
+    state, options = fold(old.records[:at]), plan.options
+    if old.path.name == "session.db":  # any other file may have come from elsewhere, also beside it
+        options = options.recall(old.path.parent, context)
+    crew = opt.choose_crew(context, plan.crew or state.session.crew)
+    name = plan.name or invent_name(options)
+    prompts = {} if crew == "optuna" else read_prompts(old, state)
+    options = options if crew == "optuna" else inherit_models(options, prompts, state.session.task)
+    recorded = {} if options.prompts else prompts
+    style = options.prompts or state.session.style or "default"
+    options = replace(options, prompts=style, search=state.session.search, memory=False)
+    return Preflight(options, name, crew, _extend_limits(state, more), state, recorded=recorded)
+
+
+def _start_fork(night: Preflight, old: Session, at: int, **settings: Any) -> None:
+    """Check all, and run the fork that was planned of a session, which may be closed. Raises UsageError."""
+    with opt.wrap_damage(old.path):
         night.require()
         forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
 
@@ -258,13 +249,17 @@ def trial(
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
-    limits = SessionLimits(hours=hours, experiments=chosen.max_experiments, usd=chosen.max_usd)
-    parent, points = _list_states(context, of, at_states) if of or at_states else ("", range(1, repeats + 1))
+    limits = SessionLimits(hours=hours, experiments=1 if at_states else chosen.max_experiments, usd=chosen.max_usd)
+    points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
     nights = [
         Preflight(replace(chosen, prompts=folder, seed=seed + point - 1), f"{trial_name}-{style}-{point}", crew, limits)
         for point in points
         for style, folder in styles.items()
     ]
+    parent: Session | None = None
+    if at_states:
+        with opt.read_session(chosen, of) as parent:  # an edit of a style from now on is in none of the forks
+            nights = [_plan_fork(context, parent, _get_point(each), limits.model_dump(), each) for each in nights]
     planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
     if other := [night.name for night in nights if night not in planned and _is_other(night, parent)]:
         raise opt.UsageError(f"{other[0]} was begun with other options or files: give the same, or another --name")
@@ -275,35 +270,32 @@ def trial(
         f"{n} see {compute_visible_difference(n):.1f}" if n > 1 else "1 sees none" for n in sorted({len(points), 10})
     ]
     print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
+    measured = list[str]()
     for night in nights:
-        if night in planned and at_states:
-            one, at = {"hours": hours, "experiments": 1, "usd": chosen.max_usd}, int(night.name.rpartition("-")[2])
-            _start_fork(context, of, at, one, night, certifies=False)
-        elif night in planned:
-            start_night(night)
-        elif _is_over(chosen, night.name):
-            print(f"{night.name} is done already")
+        if (has := None if night in planned else _has_measured(chosen, night.name)) is not None:
+            print(f"{night.name} {'is done already' if has else 'measured nothing'}")
         else:
-            resume(context, night.name)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the end of a night ignores
-        if not _is_over(chosen, night.name):
-            print(f"{night.name} was stopped: run the same command again to continue the trial")
-            raise SystemExit(opt.ExitCode.INTERRUPTED)
-    if len(nights) > 1:
-        compare(context, [night.name for night in nights])
+            if night not in planned:
+                resume(context, night.name)
+            elif parent:
+                _start_fork(night, parent, _get_point(night), certifies=False)
+            else:
+                start_night(night)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the end of a night ignores
+            _check_end(chosen, night.name)
+        measured += [night.name] * (has is not False)
+    if len(measured) > 1:
+        compare(context, measured)
 
 
-def _list_states(context: typer.Context, name: str, count: int | None) -> tuple[str, list[int]]:
-    """Return a session's name, and the events at which it began to ask for proposals, spread over the night.
-
-    Raises UsageError.
-    """
+def _list_states(context: typer.Context, name: str, count: int | None) -> list[int]:
+    """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
     if not (name and count):
         raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
     useless = "repeats", "seed", "slots", "max_experiments", "fit", "keep_seed"
     opt.refuse(context, "with --at-states", *useless)
     with opt.read_session(context.obj, name) as session:
-        own, state, begun, proposed = session.state.session.name, State(), dict[str, int](), set[str]()
+        state, begun, proposed = State(), dict[str, int](), set[str]()
         for record in session.records:
             begun.setdefault(record.task_id, record.seq * (state.incumbent is not None))
             if isinstance(record.event, Proposed) and record.event.proposal.is_idea:
@@ -312,40 +304,57 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> tuple[
     found = sorted(begun[task_id] for task_id in proposed if begun[task_id])
     if len(found) < count:
         raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
-    return own, [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
+    return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
 
 
-def _is_other(night: Preflight, parent: str) -> bool:
-    """Return whether the session of that name is another than the night that is planned, or than that fork of one."""
-    plan, point = night.options, night.name.rpartition("-")[2]
+def _get_point(night: Preflight) -> int:
+    """Return at which event a fork of a trial begins."""
+    return int(night.name.rpartition("-")[2])
+
+
+def _is_other(night: Preflight, parent: Session | None = None) -> bool:
+    """Return whether the session of that name is another than the night that is planned, or fork of the parent."""
+    plan, origin = night.options, f"{parent.state.session.name}@{_get_point(night)}" if parent else ""
     with opt.read_session(plan, night.name) as session:
-        own, prompts, before = session.state.session, read_prompts(session), plan.recall(session.path.parent)
-        forks = [record for record in session.records if isinstance(record.event, Forked)]
-        begun = fold(session.records[: forks[-1].seq]) if forks else State()
-    origin = getattr(forks[-1].event, "parent", "") if forks else ""
-    if (own.crew, own.style, origin) != (night.crew, plan.prompts, f"{parent}@{point}" if parent else ""):
+        own, before = session.state.session, plan.recall(session.path.parent)
+        begun = next((r.event.parent for r in reversed(session.records) if isinstance(r.event, Forked)), "")
+    settings = _describe_settings(night) | {"certifies": not parent}
+    if begun != origin or any(getattr(own, name) != value for name, value in settings.items()):
         return True
-    if parent:  # the models that are not given are the parent's
-        limits = _extend_limits(begun, night.limits.model_dump() | {"experiments": 1})
-        return own.limits != limits or choose_models({**prompts}, plan.model, plan.fallback) != prompts
-    models, others = ([(a, p.model, p.fallback) for a, p in each.items()] for each in (prompts, night.prompts))
+    if parent:  # which the rest is from
+        return False
     data = own.profile.data_hash if night.task.is_reported else night.manifest.digest
-    planned = night.limits, plan.seed, others, data, plan.fit, plan.keep_seed, night.own
-    script = night.repo.read_source(own.commit)
-    other = own.limits, own.seed, models, own.profile.data_hash, before.fit, before.keep_seed, script
-    return other != planned or plan.slots not in {"auto", str(own.slots)}
+    tasks = [t.model_dump(exclude={"fixed"}) | {"seed": t.seed or {"env": VARIABLE}} for t in (night.task, own.task)]
+    planned = plan.seed, data, plan.fit, plan.keep_seed, own.gpu and night.gpu, tasks[0]
+    if planned != (own.seed, own.profile.data_hash, before.fit, before.keep_seed, own.gpu, tasks[1]):
+        return True
+    if plan.slots not in {"auto", str(own.slots)} or before.venv not in {None, night.venv}:
+        return True
+    if not night.repo.has_begun(own.commit, own.folder):
+        return True
+    ours = f"{relpath(plan.musings, plan.script.parent)}/"
+    changed = [at for at in night.repo.list_changed_since(own.commit) if not at.startswith(ours)]
+    return any(night.task.is_reported or night.repo.task.is_editable(at) or at.endswith(".py") for at in changed)
 
 
-def _is_over(paths: opt.Paths, name: str) -> bool:
-    """Return whether the night is over. Raises SystemExit if so and it measured nothing."""
+def _has_measured(paths: opt.Paths, name: str) -> bool | None:
+    """Return whether a night measured something, and a fork what it proposed itself; None where it is not over."""
     with opt.read_session(paths, name) as session:
-        state, events = session.state, [record.event for record in session.records]
-    begun = max((at for at, event in enumerate(events) if isinstance(event, Forked)), default=0)
-    closed = any(isinstance(event, Verdict | Refused | Abandoned) for event in events[begun:])
-    if (over := is_over(state)) and not (closed and state.incumbent):
-        print(f"{name} measured nothing")
-        raise SystemExit(opt.ExitCode.NOTHING_RAN)
-    return over
+        state, records = session.state, session.records
+    begun = max((at for at, record in enumerate(records) if isinstance(record.event, Forked)), default=0)
+    shared = fold(records[:begun])
+    tried = {each.experiment for each in state.judged if each.status != "vetoed" and not each.is_lost}
+    has_own = any(number >= shared.next or number in shared.skipped for number in tried)
+    return (state.incumbent is not None and (has_own or not begun)) if is_over(state) else None
+
+
+def _check_end(paths: opt.Paths, name: str) -> None:
+    """Raise SystemExit if a night that has just run was stopped, or measured nothing, as perhaps all others would."""
+    has = _has_measured(paths, name)
+    if not has:
+        told = "was stopped: run the same command again to continue the trial" if has is None else "measured nothing"
+        print(f"{name} {told}")
+        raise SystemExit(opt.ExitCode.INTERRUPTED if has is None else opt.ExitCode.NOTHING_RAN)
 
 
 def invent_name(paths: opt.Paths) -> str:

@@ -6,7 +6,8 @@ import re
 import shlex
 import subprocess
 import tomllib
-from itertools import chain
+from fnmatch import fnmatchcase
+from itertools import chain, product
 from pathlib import Path
 from posixpath import normpath
 
@@ -23,6 +24,8 @@ from subagents.files import list_imports
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "fixed", "is_repeated"}
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
+_SHELL = r"(?<![.\w-])([bd]?a|m?k|z|fi|t?c)?sh\s+(([-+]\w*[oO]|--\S*file)\s+[^\s+-]\S*\s+|[-+]\S+\s+)*-(\w*c|-command)"
+"""A shell and its options up to the one whose word it runs, which has no arguments itself."""
 _DEEP = re.compile(r"(\*\*/)+(?=\*)")  # any folder or none, as a * that crosses folders stands for by itself
 
 
@@ -106,8 +109,10 @@ def read_task(script: Path) -> Task:
     for at in (at for at in (*given.editable, *given.protected) if "**/" in at):
         both = f"{at.replace('**/', '')} and {at.replace('**/', '*/')}"
         raise UsageError(f"{path}: {at}: here **/ stands for one folder or more, unless a * follows: name {both}")
-    if both := [at for at in given.editable if at in given.protected]:
-        raise UsageError(f"{path}: {both[0]} is both editable and protected: name it in one of them")
+    for at, pattern in product(given.editable or (script.name,), given.protected):
+        if at == pattern or (not {*at} & {*"*?"} and fnmatchcase(at, pattern)):
+            words = "is both editable and protected" + f", by {pattern}" * (at != pattern)
+            raise UsageError(f"{path}: {at} {words}: name it in one of them")
     try:
         parse_pattern(given.metric.pattern)
     except ValueError as error:
@@ -128,7 +133,7 @@ def read_task(script: Path) -> Task:
 def _is_one_program(command: str) -> bool:
     """Return whether what is added to the end of a command is an argument of what it runs: no pipe, list or `sh -c`."""
     bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", "x", command.strip(), flags=re.DOTALL)
-    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+((-\w*o\s+\w+|-\S+)\s+)*-\w*c\s", bare)
+    return not re.search(rf"[|;()\n]|(?<!>)&|\s#|{_SHELL}", bare)
 
 
 def _read(path: Path) -> str:

@@ -76,8 +76,12 @@ def explain_stop(state: State) -> str:
 
 def is_over(state: State) -> bool:
     """Return whether the session has ended and would end at once if resumed; one that was killed may lack its end."""
-    resumed = ev.Record(seq=0, at=state.now, task_id="", event=ev.Resumed())
-    return bool(state.ended and explain_stop(apply(state, resumed)))
+    return bool(state.ended and explain_end(state))
+
+
+def explain_end(state: State) -> str:
+    """Return why the session would end at once if it went on; empty if it would not."""
+    return explain_stop(apply(state, ev.Record(seq=0, at=state.now, task_id="", event=ev.Resumed())))
 
 
 def measure_usage(state: State) -> dict[str, float]:
