@@ -6,8 +6,7 @@ import re
 import shlex
 import subprocess
 import tomllib
-from fnmatch import fnmatchcase
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from posixpath import normpath
 
@@ -109,10 +108,8 @@ def read_task(script: Path) -> Task:
     for at in (at for at in (*given.editable, *given.protected) if "**/" in at):
         both = f"{at.replace('**/', '')} and {at.replace('**/', '*/')}"
         raise UsageError(f"{path}: {at}: here **/ stands for one folder or more, unless a * follows: name {both}")
-    for at, pattern in product(given.editable or (script.name,), given.protected):
-        if at == pattern or (not {*at} & {*"*?"} and fnmatchcase(at, pattern)):
-            words = "is both editable and protected" + f", by {pattern}" * (at != pattern)
-            raise UsageError(f"{path}: {at} {words}: name it in one of them")
+    if both := [at for at in given.editable if at in given.protected]:
+        raise UsageError(f"{path}: {both[0]} is both editable and protected: name it in one of them")
     try:
         parse_pattern(given.metric.pattern)
     except ValueError as error:
