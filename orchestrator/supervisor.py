@@ -119,7 +119,7 @@ async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> 
 
     @cache
     def refuse(path: Path) -> None:
-        session.say(f"{path} is no request that can be taken: misspelt, or of another account; it has no effect")
+        session.say(f"{path} cannot be taken as a request: misspelt, or of another account; it has no effect")
 
     while True:
         await asyncio.sleep(LOOK_SECONDS)

@@ -15,7 +15,7 @@ from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name
 from prepare.tree import parse_files
 
 STEP_SIZE = 0.375  # a first step, as a share of the space or of a count: long, to exceed the noise
-CLOSE = 0.005  # a step that changes a number by up to 1 % is none if it is no longer than this share of its range
+CLOSE = 0.005  # a step that changes a number by up to 1 % counts only if it is longer than this share of its range
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
 LOOKS = {"globals", "locals", "vars"}  # functions that read constants without naming them, all at once
