@@ -332,7 +332,8 @@ def test_near_misses_are_discarded_gains_the_best_last(night):
 
     assert gains == sorted(gains)
     assert gains
-    later = replace(night, notebook=BOOK, consolidated=len(night.tried), noted=len(night.tried))
+    told = len(night.tried)
+    later = replace(night, notebook=BOOK, consolidated=told, digested=told, noted=told)
     assert briefing.brief_researcher(later, night.next, 1, SOURCE)["near_misses"] == "", "a consolidation has seen them"
     assert briefing.brief_researcher(replace(later, notebook=None), night.next, 1, SOURCE)["near_misses"] != ""
 
