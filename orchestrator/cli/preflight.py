@@ -398,12 +398,12 @@ class Preflight:
         if had is not None and had != has:  # scores by other packages would be compared with those that are recorded
             before, now = (f"the packages of {at or 'Nightshift itself'}" for at in (had, has))
             raise UsageError(f"earlier runs had {before}, and now they would have {now}: put .venv back as it was")
-        if self.session and (state := self.session.state).parents:
-            known = [commit.commit for number, commit in state.parents.items() if number != state.best]
-            decided = [stage for stage in state.open.values() if isinstance(stage, Decided)]
-            is_due = any(isinstance(stage.verdict, Kept) and not stage.promoted for stage in decided)
-            self.repo.check_kept([*known, state.parent.commit], is_due=is_due)
         if self.session:
+            if (state := self.session.state).parents:
+                known = [commit.commit for number, commit in state.parents.items() if number != state.best]
+                decided = [stage for stage in state.open.values() if isinstance(stage, Decided)]
+                is_due = any(isinstance(stage.verdict, Kept) and not stage.promoted for stage in decided)
+                self.repo.check_kept([*known, state.parent.commit], is_due=is_due)
             return f"{self.name} continues"
         self.check_name()
         return f"{self.name} is free, and so is the branch {self.repo.branch}"
